@@ -1,0 +1,39 @@
+"""What a worker hands in at the end of its round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    """One worker's contribution to one round.
+
+    Attributes:
+        worker_id: who trained.
+        round_index: the round the update belongs to; any other is stale.
+        attempt: 0 for the first try at the round, 1, 2, … after restarts.
+        delta: ``(d,)`` floating; local weights minus the weights last committed for the worker's group,
+            parameters first, floating buffers after them.
+        integers: ``(k,)`` int64; the worker's integer buffers as they stand.
+        num_samples: examples the worker was given in the round (the engine's count, not a claim).
+        loss: mean training loss over the round's samples; NaN when it had none.
+        accuracy: fraction of the round's samples classified right while training; ``None`` in regression.
+        learning_rate: rate of the round's last step.
+        efficiency: the worker's efficiency score after the round.
+        seconds: wall time of the round in the worker.
+    """
+
+    worker_id: int
+    round_index: int
+    attempt: int
+    delta: Tensor
+    integers: Tensor
+    num_samples: int
+    loss: float
+    accuracy: float | None
+    learning_rate: float
+    efficiency: float
+    seconds: float

@@ -1,0 +1,117 @@
+"""From a topology to the list of rounds of a run. Pure: no clocks, no state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from hqde.errors import ConfigError
+from hqde.topology.topology import Groups, Topology
+
+Scope = Literal["none", "group", "global"]
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What one round does, decided before the run starts.
+
+    Attributes:
+        index: 1, 2, … over the whole run.
+        epoch: 1, 2, …; a round never crosses the end of an epoch.
+        first_batch: index of the first batch of the epoch that belongs to the round.
+        num_batches: batches in the round; ``None`` means all that are left of the epoch.
+        groups: who is averaged with whom.
+        scope: ``"none"`` when every group has one worker, ``"group"``, or ``"global"`` when all groups are
+            averaged with each other after their own averaging.
+        branches: the groups part at the start of this round.
+        ends_epoch: the last round of its epoch.
+        progress: fractions of the run at the round's start and end, for schedules.
+    """
+
+    index: int
+    epoch: int
+    first_batch: int
+    num_batches: int | None
+    groups: Groups
+    scope: Scope
+    branches: bool
+    ends_epoch: bool
+    progress: tuple[float, float]
+
+
+def branch_epoch(topology: Topology, epochs: int) -> int | None:
+    """The first epoch (1-based) in which the groups stand apart; ``None`` when they never stood together.
+
+    Raises:
+        ConfigError: the run is too short to have both phases.
+    """
+    if topology.branch_at is None:
+        return None
+    together = round(topology.branch_at * epochs)
+    if not 0 < together < epochs:
+        raise ConfigError(
+            f"branch_at={topology.branch_at} of {epochs} epochs leaves {together} epochs together and "
+            f"{epochs - together} apart; both must be at least 1, so use more epochs or another fraction"
+        )
+    return together + 1
+
+
+def plan_rounds(
+    topology: Topology, num_workers: int, *, epochs: int, batches_per_epoch: int
+) -> tuple[RoundPlan, ...]:
+    """Lay out every round of a run.
+
+    Args:
+        topology: who is averaged with whom, and how often.
+        num_workers: workers in the run.
+        epochs: passes of each worker over its shard, at least 1.
+        batches_per_epoch: batches of the worker that has most; only read when ``topology.every`` is a number.
+
+    Returns:
+        the rounds in order; their ``progress`` intervals tile [0, 1].
+
+    Raises:
+        ConfigError: epochs below 1, or a topology that does not fit the workers or the epochs.
+
+    Example:
+        >>> plans = plan_rounds(Topology(groups=2, branch_at=0.5), 4, epochs=2, batches_per_epoch=10)
+        >>> [(p.epoch, p.groups, p.branches) for p in plans]
+        [(1, ((0, 1, 2, 3),), False), (2, ((0, 1), (2, 3)), True)]
+    """
+    if epochs < 1:
+        raise ConfigError(f"epochs must be at least 1, got {epochs}")
+    apart = topology.groups_of(num_workers)
+    together: Groups = (tuple(range(num_workers)),)
+    branch = branch_epoch(topology, epochs)
+    step = batches_per_epoch if topology.every == "epoch" else topology.every
+    per_epoch = max(1, math.ceil(batches_per_epoch / step))
+    plans: list[RoundPlan] = []
+    for epoch in range(1, epochs + 1):
+        groups = together if branch is not None and epoch < branch else apart
+        for part in range(per_epoch):
+            last = part == per_epoch - 1
+            done = (epoch - 1) * batches_per_epoch
+            reach = (batches_per_epoch * epoch) if last else done + (part + 1) * step
+            total = epochs * batches_per_epoch
+            plans.append(
+                RoundPlan(
+                    index=len(plans) + 1,
+                    epoch=epoch,
+                    first_batch=part * step,
+                    num_batches=None if last else step,
+                    groups=groups,
+                    scope=_scope(topology, groups, epoch=epoch, epochs=epochs, ends_epoch=last),
+                    branches=branch == epoch and part == 0,
+                    ends_epoch=last,
+                    progress=((done + part * step) / total, reach / total),
+                )
+            )
+    return tuple(plans)
+
+
+def _scope(topology: Topology, groups: Groups, *, epoch: int, epochs: int, ends_epoch: bool) -> Scope:
+    due = topology.global_every and ends_epoch and epoch % topology.global_every == 0
+    if due and len(groups) > 1 and epoch <= topology.global_until * epochs:
+        return "global"
+    return "group" if any(len(group) > 1 for group in groups) else "none"
