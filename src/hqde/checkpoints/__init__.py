@@ -1,0 +1,7 @@
+"""Checkpoints: directories of safetensors and one JSON manifest, atomic, checksummed, without pickle."""
+
+from hqde.checkpoints.bundle import Bundle, read_bundle, read_manifest
+from hqde.checkpoints.store import CheckpointStore
+from hqde.checkpoints.writing import write_bundle
+
+__all__ = ["Bundle", "CheckpointStore", "read_bundle", "read_manifest", "write_bundle"]
