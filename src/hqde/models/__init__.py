@@ -1,0 +1,23 @@
+"""Small reference networks, and how any model is named, built and called."""
+
+from hqde.models.calling import ModelInputs, call_model
+from hqde.models.cnn import CNN
+from hqde.models.mlp import MLP
+from hqde.models.normalization import NORMS
+from hqde.models.resnet import ResNet18
+from hqde.models.resolution import BUILT_IN, ModelFactory
+from hqde.models.spec import JSON, ModelSpec, model_spec
+
+__all__ = [
+    "BUILT_IN",
+    "CNN",
+    "JSON",
+    "MLP",
+    "NORMS",
+    "ModelFactory",
+    "ModelInputs",
+    "ModelSpec",
+    "ResNet18",
+    "call_model",
+    "model_spec",
+]
