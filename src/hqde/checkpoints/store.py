@@ -81,7 +81,7 @@ class CheckpointStore:
         newest = max([0, *self.rounds()])
         if round_index < newest:
             raise PreconditionError(
-                f"round {round_index} comes before the newest checkpoint, round {newest} in {self.directory}: "
+                f"round {round_index} comes before round {newest}, the newest in {self.directory}: "
                 "remove the later checkpoints to go back."
             )
         content = {**manifest, "round_index": round_index}

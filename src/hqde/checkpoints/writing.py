@@ -61,7 +61,7 @@ def write_bundle(
             remove_tree(fresh)
     except OSError as problem:
         raise error(
-            f"{target} cannot be written ({problem.strerror or problem}): free space or choose another folder."
+            f"{target} cannot be written ({problem.strerror or problem}): free space or choose another path."
         ) from problem
 
 
