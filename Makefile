@@ -1,0 +1,75 @@
+# Every target sets up what it needs: a machine with Python >= 3.11, make and a package index is enough.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+# One thread per process: the tests run in two processes, and results do not depend on the thread count.
+TEST_PROCESSES ?= 2
+SOURCES := src tests benchmarks docs
+
+# A directory of its own for each run, fixed once per invocation of make.
+ifndef RUN
+RUN := runs/digits-$(shell date +%Y%m%d-%H%M%S)
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup train test lint types imports unit bench docs clean
+
+help:
+	@echo "make train    train an ensemble on the digits and write a report  (RUN=directory, ARGS='--epochs 5')"
+	@echo "make test     lint, types, imports and unit: everything CI checks"
+	@echo "make lint     ruff: rules and formatting"
+	@echo "make types    mypy"
+	@echo "make imports  which room may import which (import-linter)"
+	@echo "make unit     the tests, the docstrings' examples and the README's code, with coverage"
+	@echo "make bench    benchmarks/headline.py                              (ARGS='…')"
+	@echo "make docs     the documentation site, into site/"
+	@echo "make setup    .venv with everything the targets above need"
+	@echo "make clean    remove build products and caches; .venv and runs/ stay"
+
+setup: $(VENV)/.installed
+
+# The stamps are older than pyproject.toml or constraints.txt exactly when something has to be installed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade 'pip>=25.1'
+	$(INSTALL) --editable '.[all]' --group test --group lint
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --group docs
+	touch $@
+
+train: setup
+	$(BIN)/hqde train --out $(RUN) $(ARGS)
+	@echo "Report: $(RUN)/report.html"
+
+test: lint types imports unit
+
+lint: setup
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+unit: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term $(ARGS)
+
+bench: setup
+	$(BIN)/python benchmarks/headline.py $(ARGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --site-dir site
+
+clean:
+	rm -rf site build dist htmlcov coverage.xml .coverage .coverage.* .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
