@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import reduce
+from types import ModuleType
 from typing import get_type_hints
 
 from torch import nn
@@ -59,16 +59,18 @@ def resolve_factory(name: str) -> ModelFactory:
                 f"({type(error).__name__}: {error})"
             ) from error
     try:
-        found: object = reduce(getattr, attribute.split("."), module)
+        found: object = module
+        for part in attribute.split("."):
+            found = getattr(found, part)
     except AttributeError as error:
         raise ConfigError(
-            f"model {name!r}: {module_name!r} has no {attribute!r}; "
-            f"{did_you_mean(attribute, _model_names(module) or dir(module))}"
+            f"model {name!r}: module {module_name!r} has no {attribute!r}; {_cure(module, attribute)}"
         ) from error
     factory = check_factory(found)
     if not isinstance(factory, type) and not _returns_module(factory):
         raise ConfigError(
-            f"model {name!r} is a function that does not say it returns a model; annotate it: -> torch.nn.Module"
+            f"model {name!r} is a function that does not say it returns a model; "
+            "annotate it: -> torch.nn.Module"
         )
     return factory
 
@@ -125,12 +127,13 @@ def _returns_module(function: ModelFactory) -> bool:
     return isinstance(returned, type) and issubclass(returned, nn.Module)
 
 
-def _model_names(module: object) -> list[str]:
-    return [
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, nn.Module)
+def _cure(module: ModuleType, attribute: str) -> str:
+    if module.__name__ == "__main__":
+        return "it was a class of a script or notebook: hand it over in Python, or move it into a module"
+    names = [
+        key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)
     ]
+    return did_you_mean(attribute, names) if names else "it holds no torch.nn.Module class"
 
 
 @contextmanager

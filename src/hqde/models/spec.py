@@ -9,7 +9,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
 from hqde.errors import ConfigError, HqdeError
@@ -22,6 +21,7 @@ from hqde.models.resolution import (
     check_options,
     resolve_factory,
 )
+from hqde.seeding import seeded
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -185,8 +185,8 @@ def _built_in_spec(
         )
     shape: list[JSON] = list(input_shape)
     spec = ModelSpec(name, {**options, "input_shape": shape, "num_outputs": num_outputs, "norm": norm})
-    # Built once without memory or random draws, so that a bad setting is refused here and not mid-run.
-    with torch.device("meta"):
+    # Built once and thrown away, so that a bad setting is refused here and not in the middle of a run.
+    with seeded(0, "model_spec"):
         spec.build()
     return spec
 
