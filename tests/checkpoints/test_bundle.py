@@ -243,7 +243,9 @@ def test_a_resealed_manifest_that_makes_no_sense(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}', b"9" * 5000]
+    "raw",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}', b"9" * 5000],
+    ids=["empty", "open", "list", "null", "binary", "deep", "no-version", "huge-number"],
 )
 def test_what_is_no_manifest_is_refused(raw):
     with pytest.raises(CheckpointError, match=r"^here is|^here holds|^here has"):
