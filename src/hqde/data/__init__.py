@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hqde.data.augmentation import Augmentation
+from hqde.data.conversion import as_examples, as_inputs
 from hqde.data.examples import (
     Batch,
     Examples,
@@ -13,6 +15,7 @@ from hqde.data.examples import (
     num_rows,
     take_rows,
 )
+from hqde.data.holdout import hold_out
 from hqde.data.normalization import Normalization, TargetScale
 from hqde.data.partition import (
     Bootstrap,
@@ -24,9 +27,10 @@ from hqde.data.partition import (
     make_partitioner,
 )
 from hqde.data.schema import Schema, infer_schema
-from hqde.data.splits import Splits, hold_out, load_splits, make_splits
+from hqde.data.splits import Splits, load_splits, make_splits
 
 __all__ = [
+    "Augmentation",
     "Batch",
     "Bootstrap",
     "Dirichlet",
@@ -44,6 +48,8 @@ __all__ = [
     "TargetScale",
     "Task",
     "TensorExamples",
+    "as_examples",
+    "as_inputs",
     "hold_out",
     "infer_schema",
     "load_splits",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-@runtime_checkable
 class Examples(Protocol):
     """Random access to labelled rows."""
 
@@ -198,14 +197,10 @@ class MapExamples:
     def targets(self) -> Tensor:
         """All targets, (n,); the first call reads the whole dataset once."""
         if self._targets is None:
-            parts = []
-            with seeded(
-                0, "data", "read targets"
-            ):  # a user's random transforms must not move the caller's streams
-                for rows in torch.arange(len(self)).split(_READ_ROWS):
-                    parts.append(self.fetch(rows).targets)
-            empty = torch.empty(0, dtype=torch.float32 if self.task == "regression" else torch.int64)
-            self._targets = torch.cat(parts) if parts else empty
+            # seeded: a user's random transforms must not move the caller's streams
+            with seeded(0, "data", "read targets"):
+                parts = [self.fetch(rows).targets for rows in torch.arange(len(self)).split(_READ_ROWS)]
+            self._targets = torch.cat(parts)
         return self._targets
 
     def __len__(self) -> int:
@@ -232,15 +227,15 @@ class SubsetExamples:
     def __init__(self, examples: Examples, index: Tensor) -> None:
         if index.ndim != 1 or index.dtype != torch.int64:
             raise PreconditionError(f"index must be (k,) int64, not {tuple(index.shape)} {index.dtype}")
-        if len(index) and not (0 <= int(index.min()) and int(index.max()) < len(examples)):
+        if len(index) and (index.min() < 0 or index.max() >= len(examples)):
             low, high = int(index.min()), int(index.max())
             raise PreconditionError(
                 f"index spans {low}..{high}, but there are {len(examples)} rows (0-based)"
             )
-        if isinstance(examples, SubsetExamples):  # one hop instead of a chain
-            examples, index = examples.examples, examples.index[index]
-        self.examples = examples
+        self.examples: Examples = examples
         self.index = index
+        if isinstance(examples, SubsetExamples):  # one hop instead of a chain
+            self.examples, self.index = examples.examples, examples.index[index]
 
     @property
     def targets(self) -> Tensor:
@@ -256,12 +251,13 @@ class SubsetExamples:
 
 
 def split_batch(batch: Any, *, task: Task) -> Batch:
-    """A collated batch as inputs and targets: the last of a tuple, or the entry ``labels``/``label`` of a dict.
+    """A collated batch as inputs and targets: the last of a tuple, or ``labels``/``label`` of a dict.
 
     Raises:
         DataError: the batch is neither, or holds no targets.
 
-    >>> split_batch((torch.ones(2, 1), torch.zeros(2, 1), torch.tensor([0, 1])), task="classification").targets
+    >>> batch = (torch.ones(2, 1), torch.zeros(2, 1), torch.tensor([0, 1]))
+    >>> split_batch(batch, task="classification").targets
     tensor([0, 1])
     """
     if isinstance(batch, Batch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ class Normalization:
     """Inputs to float32 with mean 0 and standard deviation 1: ``(x - mean) / std``.
 
     Args:
-        mean: (c,) per channel of images, (d,) per feature of tabular rows, or () for one number for all; in raw
-            units, as the reader gives them.
+        mean: (c,) per channel of images, (d,) per feature of tabular rows, or () for one number for all; in
+            raw units, as the reader gives them.
         std: like ``mean``, above 0.
 
     >>> scale = Normalization(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0]))
@@ -38,7 +39,8 @@ class Normalization:
     def __post_init__(self) -> None:
         if self.mean.shape != self.std.shape or self.mean.ndim > 1:
             raise PreconditionError(
-                f"mean and std must both be (k,) or (), not {tuple(self.mean.shape)} and {tuple(self.std.shape)}"
+                f"mean and std must be (k,) or () alike, not {tuple(self.mean.shape)} "
+                f"and {tuple(self.std.shape)}"
             )
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.std).all() and (self.std > 0).all()):
             raise PreconditionError("mean and std must be finite and std above 0; refit on finite data")
@@ -83,10 +85,9 @@ class Normalization:
         """
         if schema.kind == "other" or schema.input_shape is None:
             return cls.identity()
-        count, mean, squares = 0, torch.zeros(schema.input_shape[0], dtype=torch.float64), torch.zeros(1)
-        squares = torch.zeros_like(mean)
-        numbers_per_row = max(1, int(torch.tensor(schema.input_shape).prod()))
-        chunk = max(1, _CHUNK_BYTES // (8 * numbers_per_row))
+        count, mean = 0, torch.zeros(schema.input_shape[0], dtype=torch.float64)
+        squares = torch.zeros_like(mean)  # summed squared deviations from the running mean
+        chunk = max(1, _CHUNK_BYTES // (8 * max(1, prod(schema.input_shape))))
         with seeded(0, "data", "fit normalization"):
             for rows in torch.arange(len(examples)).split(chunk):
                 inputs = examples.fetch(rows).inputs

@@ -84,8 +84,8 @@ class Dirichlet:
     """Equal numbers of rows, unequal classes: worker k's class proportions are drawn from a Dirichlet.
 
     q_k ~ Dir(alpha · p) where p is the class distribution of all rows. A small ``alpha`` leaves a worker with
-    few classes; a large one approaches `Iid`. Every row goes to exactly one worker and sizes differ by at most
-    one; where the drawn proportions ask for more rows of a class than there are, the class is shared in
+    few classes; a large one approaches `Iid`. Every row goes to exactly one worker and sizes differ by at
+    most one; where the drawn proportions ask for more rows of a class than there are, the class is shared in
     proportion to what was asked and the workers' remaining proportions are renormalised.
 
     Source: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
@@ -190,7 +190,7 @@ def _deal(num_rows: int, num_workers: int, rng: torch.Generator) -> list[Tensor]
 
 
 def _share_out(wanted: np.ndarray, *, need: np.ndarray, supply: np.ndarray) -> np.ndarray:
-    """Whole rows per (worker, class) near ``wanted`` proportions, using up both ``need`` and ``supply`` exactly.
+    """Whole rows per (worker, class) near ``wanted``, using up both ``need`` and ``supply`` exactly.
 
     Args:
         wanted: (workers, classes) proportions, rows sum to 1.

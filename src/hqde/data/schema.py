@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from hqde.data.examples import Examples, Inputs, Task, tensors_of
+from hqde.data.examples import Examples, Inputs, Task, TensorExamples, num_rows, tensors_of
 from hqde.errors import ConfigError, DataError
 from hqde.seeding import seeded
 
@@ -96,90 +96,110 @@ def infer_schema(examples: Examples, *, task: Task, classes: Sequence[str] | Non
     if len(examples) == 0:
         raise DataError("the data set is empty: 0 rows; give at least one row per class")
     names = check_targets(examples.targets, task=task, classes=classes)
-    shape, kind = check_inputs(examples)
+    if task == "classification":
+        check_classes_differ(examples.targets)
+    check_inputs(examples)
+    kind, shape = describe_inputs(examples)
     return Schema(task=task, kind=kind, classes=names, input_shape=shape)
 
 
+def describe_inputs(examples: Examples) -> tuple[Kind, tuple[int, ...] | None]:
+    """The kind of input and the shape of one example, from the first row."""
+    inputs = examples.fetch(torch.zeros(1, dtype=torch.int64)).inputs
+    if not isinstance(inputs, Tensor):
+        return "other", None
+    kinds: dict[int, Kind] = {4: "image", 2: "tabular"}
+    return kinds.get(inputs.ndim, "other"), tuple(inputs.shape[1:])
+
+
 def check_targets(targets: Tensor, *, task: Task, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Refuse targets that cannot be trained on; the class names (``()`` for regression)."""
+    """Refuse targets that cannot be trained on; the class names (``()`` for regression).
+
+    Raises:
+        DataError: NaN or infinity; floats where class ids are needed or the other way round; class ids that
+            are negative, beyond ``classes``, or so large that they cannot be class ids.
+    """
     bad = ~torch.isfinite(targets)
     if bad.any():
-        row = int(bad.nonzero()[0])
         raise DataError(
-            f"{int(bad.sum())} of {len(targets)} targets are NaN or infinite (first in row {row}); remove those rows"
+            f"{int(bad.sum())} of {len(targets)} targets are NaN or infinite (first: row {_first(bad)}); "
+            "remove those rows"
+        )
+    if targets.is_floating_point() != (task == "regression"):
+        raise DataError(
+            f"{task} targets are {targets.dtype}; pass them through as_examples(…, task='{task}')"
         )
     if task == "regression":
-        if not targets.is_floating_point():
-            raise DataError(
-                f"regression targets are {targets.dtype}; pass them through as_examples(…, task=task)"
-            )
         return ()
-    if targets.is_floating_point():
+    num_classes = int(targets.max()) + 1 if classes is None else len(classes)
+    if (targets < 0).any():
+        raise DataError(_out_of_range(targets, targets < 0, "negative"))
+    if (targets >= num_classes).any():
+        what = f"beyond the {num_classes} classes 0 to {num_classes - 1}"
+        raise DataError(_out_of_range(targets, targets >= num_classes, what))
+    if classes is None and num_classes > max(_MOST_UNSEEN, len(targets)):
         raise DataError(
-            f"class labels are {targets.dtype}; pass whole numbers through as_examples(…, task=task)"
+            f"labels out of range: label {num_classes - 1} in row {int(targets.argmax())} would make "
+            f"{num_classes} classes of {len(targets)} rows; number the classes from 0, or use task='regression'"
         )
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0:
-        rows = (targets < 0).nonzero()
-        raise DataError(
-            f"labels out of range: {len(rows)} of {len(targets)} are negative (first: {int(targets[rows[0]])} in "
-            f"row {int(rows[0])}); class labels start at 0, real-valued targets need task='regression'"
-        )
-    check_label_range(targets, num_classes=None if classes is None else len(classes))
-    if low == high:
-        raise DataError(
-            f"only one class: all {len(targets)} labels are {low}; classification needs at least 2"
-        )
-    return tuple(classes) if classes is not None else tuple(str(label) for label in range(high + 1))
+    return tuple(classes) if classes is not None else tuple(str(label) for label in range(num_classes))
 
 
-def check_label_range(targets: Tensor, *, num_classes: int | None) -> None:
-    """Refuse class labels beyond ``num_classes``, or, when that is unknown, absurdly large ones."""
-    high = int(targets.max())
-    if num_classes is not None and high >= num_classes:
-        rows = (targets >= num_classes).nonzero()
+def check_classes_differ(targets: Tensor) -> None:
+    """Refuse class ids that are all the same."""
+    if (targets == targets[0]).all():
         raise DataError(
-            f"labels out of range: {len(rows)} of {len(targets)} are beyond the {num_classes} classes "
-            f"0..{num_classes - 1} (first: {int(targets[rows[0]])} in row {int(rows[0])}); correct the labels"
-        )
-    if num_classes is None and high >= max(_MOST_UNSEEN, len(targets)):
-        raise DataError(
-            f"labels out of range: label {high} would make {high + 1} classes of {len(targets)} rows; "
-            "number the classes from 0, or use task='regression'"
+            f"only one class: all {len(targets)} labels are {int(targets[0])}; "
+            "classification needs at least 2"
         )
 
 
-def check_inputs(examples: Examples) -> tuple[tuple[int, ...] | None, Kind]:
-    """Refuse inputs that are not finite or change shape; the shape of one example and its kind."""
-    shape: tuple[int, ...] | None = None
-    kind: Kind = "other"
-    num_bad, first_bad, start = 0, -1, 0
+def check_inputs(examples: Examples) -> None:
+    """Read every row once and refuse inputs that are not finite or change shape between rows."""
+    num_bad, first_bad = 0, -1
+    shapes: set[tuple[int, ...]] = set()
     with seeded(0, "data", "check inputs"):  # a user's random transforms must not move the caller's streams
-        for rows in torch.arange(len(examples)).split(_CHECK_ROWS):
-            inputs = examples.fetch(rows).inputs
-            bad = _non_finite_rows(inputs, len(rows))
-            if bad.any():
-                first_bad = start + int(bad.nonzero()[0]) if num_bad == 0 else first_bad
-                num_bad += int(bad.sum())
-            start += len(rows)
+        for start, inputs in _chunks(examples):
+            bad = _non_finite_rows(inputs)
+            if num_bad == 0 and bad.any():
+                first_bad = start + _first(bad)
+            num_bad += int(bad.sum())
             if isinstance(inputs, Tensor):
-                now = tuple(inputs.shape[1:])
-                if shape is not None and now != shape:
-                    raise DataError(f"rows differ in shape: {shape} and {now}; bring all rows to one shape")
-                shape = now
-                kind = cast(Kind, {4: "image", 2: "tabular"}.get(inputs.ndim, "other"))
+                shapes.add(tuple(inputs.shape[1:]))
+    if len(shapes) > 1:
+        raise DataError(f"rows differ in shape: {sorted(shapes)}; bring all rows to one shape")
     if num_bad:
         raise DataError(
             f"{num_bad} of {len(examples)} rows have NaN or infinite inputs (first: row {first_bad}); "
             "remove or fill those values"
         )
-    return shape, kind
 
 
-def _non_finite_rows(inputs: Inputs, num_rows: int) -> Tensor:
+def _chunks(examples: Examples) -> Iterator[tuple[int, Inputs]]:
+    """All inputs in order, some rows at a time: the first row's number, the rows."""
+    if isinstance(examples, TensorExamples):
+        yield 0, examples.inputs
+        return
+    for rows in torch.arange(len(examples)).split(_CHECK_ROWS):
+        yield int(rows[0]), examples.fetch(rows).inputs
+
+
+def _non_finite_rows(inputs: Inputs) -> Tensor:
     """Which rows hold a NaN or an infinity, (n,) bool."""
-    bad = torch.zeros(num_rows, dtype=torch.bool)
+    bad = torch.zeros(num_rows(inputs), dtype=torch.bool)
     for tensor in tensors_of(inputs).values():
-        if tensor.is_floating_point():
-            bad |= ~torch.isfinite(tensor).reshape(num_rows, -1).all(dim=1)
+        if tensor.is_floating_point() and tensor.numel():
+            bad |= ~torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1)
     return bad
+
+
+def _out_of_range(targets: Tensor, bad: Tensor, what: str) -> str:
+    row = _first(bad)
+    return (
+        f"labels out of range: {int(bad.sum())} of {len(targets)} are {what} (first: {int(targets[row])} "
+        f"in row {row}); number the classes from 0, or use task='regression' for real-valued targets"
+    )
+
+
+def _first(mask: Tensor) -> int:
+    return int(mask.nonzero()[0])
