@@ -1,0 +1,38 @@
+"""Figures of merit: pure functions of tensors.
+
+Every scalar comes back as a float64 tensor without dimensions.
+"""
+
+from hqde.metrics.calibration import ReliabilityBins, ece, reliability_bins
+from hqde.metrics.classification import accuracy, auroc, brier, nll
+from hqde.metrics.diversity import (
+    disagreement,
+    disagreement_matrix,
+    double_fault,
+    effective_members,
+    pairwise_kl,
+    q_statistic,
+)
+from hqde.metrics.regression import crps_gaussian, gaussian_nll, rmse
+from hqde.metrics.uncertainty import Uncertainty, uncertainty
+
+__all__ = [
+    "ReliabilityBins",
+    "Uncertainty",
+    "accuracy",
+    "auroc",
+    "brier",
+    "crps_gaussian",
+    "disagreement",
+    "disagreement_matrix",
+    "double_fault",
+    "ece",
+    "effective_members",
+    "gaussian_nll",
+    "nll",
+    "pairwise_kl",
+    "q_statistic",
+    "reliability_bins",
+    "rmse",
+    "uncertainty",
+]
