@@ -1,0 +1,84 @@
+"""Where workers live: the protocol between the engine and the machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from hqde.aggregation import Aggregate, Rule, Update
+from hqde.data import Examples
+from hqde.ensemble import Ensemble
+from hqde.training import Order, WorkerSpec, WorkerState
+from hqde.weights import Layout, Weights
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A worker that could not finish its round. A value, not an exception: the engine decides what follows.
+
+    Attributes:
+        worker_id, round_index, attempt: of the order that failed.
+        reason: one sentence.
+    """
+
+    worker_id: int
+    round_index: int
+    attempt: int
+    reason: str
+
+
+Outcome = Update | Failure
+StepReport = Callable[[int, int, int], None]  # worker id, batches done, batches in the round
+
+
+class Backend(Protocol):
+    """Runs workers. Call order: ``start``, any number of the others, ``close``.
+
+    The same specs, orders and states must give the same updates on every backend that promises it: nothing
+    random may depend on where, when or next to whom a worker runs.
+    """
+
+    name: str
+
+    def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
+        """Build the workers; ``specs[i].worker_id == i``. The training examples are shared by all."""
+        ...
+
+    def check(self, index: Tensor) -> None:
+        """Run a few training examples through every worker's model.
+
+        Raises:
+            PreconditionError: a model's output does not fit the task.
+        """
+        ...
+
+    def layout(self, worker_id: int) -> Layout:
+        """The flat layout of a worker's model."""
+        ...
+
+    def train(self, orders: Sequence[Order], *, on_step: StepReport | None = None) -> Iterator[Outcome]:
+        """Carry out one order per worker and yield one outcome for each, in any order."""
+        ...
+
+    def aggregate(self, rule: Rule, rows: Sequence[Tensor], shares: Tensor) -> Aggregate:
+        """Apply a rule to ``rows``, each ``(d,)``, in the order given."""
+        ...
+
+    def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
+        """The members' predictions: ``(m, n, c)`` probabilities, or ``(m, n, 2)`` means and variances."""
+        ...
+
+    def worker_states(self) -> Mapping[int, WorkerState]:
+        """Every worker's state between rounds, for a checkpoint."""
+        ...
+
+    def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:
+        """Put workers back to ``states`` over the weights committed for them, by worker id."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; may be called twice."""
+        ...

@@ -1,0 +1,141 @@
+"""``hqde train``: from data to a run directory."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from hqde.cli.console import Format, FormatOption, err, out, print_json
+from hqde.cli.progress import TrainingProgress
+from hqde.config import (
+    Config,
+    build_config,
+    build_experiment,
+    changed_settings,
+    dump_config,
+    load_data,
+    load_tree,
+    merge_trees,
+    parse_assignment,
+    resolve,
+)
+from hqde.config.toml import Tree
+from hqde.errors import ConfigError, RunError
+from hqde.reporting import build_report
+from hqde.rounds import RunDirectory, train_run
+
+
+def train(
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits (default), fashion-mnist:DIR, cifar10:DIR, a file, "
+                                                  "an image folder, or module:function.")] = None,
+    model: Annotated[str | None, typer.Option(help="mlp, cnn, resnet18 or module:Class.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Training replicas.")] = None,
+    groups: Annotated[int | None, typer.Option(help="Groups; each ends as one member.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes of each worker over its shard.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where workers live: local.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random stream.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/NAME-NNN.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Any setting; may be "
+                                                                                 "repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Train an ensemble and leave a run directory: configuration, history, artefact, figures, report."""
+    flags = {
+        "data": {"source": data},
+        "model": {"name": model},
+        "topology": {"groups": groups},
+        "run": {"workers": workers, "epochs": epochs, "backend": backend, "seed": seed},
+    }
+    given = merge_trees(
+        load_tree(config) if config is not None else {},
+        {name: kept for name, table in flags.items() if (kept := _given(table))},
+        *[parse_assignment(text) for text in set_ or ()],
+    )
+    directory = RunDirectory(out_dir) if out_dir is not None else None
+    old = None
+    if resume:
+        if directory is None:
+            raise ConfigError("--resume needs --out RUN, the directory of the run to go on with")
+        directory.require_run()
+        old = build_config(load_tree(directory.config_file))
+        settings = build_config(merge_trees(load_tree(directory.config_file), given))
+    else:
+        settings = build_config(given)
+        if directory is not None:
+            directory.refuse_if_taken()
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    splits = load_data(settings)
+    settings = resolve(settings, splits)
+    if old is not None and (changed := changed_settings(old, settings)):
+        raise RunError(
+            f"{out_dir} was made with other settings ({', '.join(changed)}); resume it without changing them, "
+            f"or start a new run in another directory"
+        )
+    if directory is None:
+        directory = RunDirectory(_free_directory(splits.name))
+    experiment = build_experiment(settings, splits)
+    text = dump_config(settings)
+    quiet = format_ is Format.json
+    try:
+        with TrainingProgress(err, quiet=quiet) as progress:
+            _, metrics = train_run(
+                experiment,
+                directory,
+                config_toml=text,
+                provenance={"config": tomllib.loads(text)},
+                backend=settings.run.backend,
+                checkpoint_every=settings.run.checkpoint_every,
+                listeners=(progress,),
+                resume=resume,
+            )
+    except KeyboardInterrupt:
+        err.print(f"interrupted; go on with: hqde train --resume --out {directory.path}", soft_wrap=True)
+        raise
+    report = build_report(directory.path)
+    if quiet:
+        print_json({"run": str(directory.path), "report": str(report), **metrics})
+    else:
+        _summary(directory, metrics, settings)
+        out.print(f"report: {report}", soft_wrap=True)
+
+
+def _given(table: dict[str, Any]) -> Tree:
+    return {name: value for name, value in table.items() if value is not None}
+
+
+def _free_directory(name: str) -> Path:
+    """The first ``runs/NAME-NNN`` that does not exist."""
+    number = 1
+    while (path := Path("runs") / f"{name}-{number:03d}").exists():
+        number += 1
+    return path
+
+
+def _summary(directory: RunDirectory, metrics: dict[str, Any], settings: Config) -> None:
+    calibrated, cost = metrics["calibrated"], metrics["train"]
+    if metrics.get("accuracy") is not None:
+        out.print(
+            f"test accuracy {metrics['accuracy']:.4f} (mean member {metrics['mean_member_accuracy']:.4f}) · "
+            f"NLL {metrics['nll']:.4f} → {calibrated['nll']:.4f} at temperature {metrics['temperature']:.3f} · "
+            f"ECE {metrics['ece']:.4f} → {calibrated['ece']:.4f}",
+            soft_wrap=True,
+        )
+    else:
+        out.print(f"test RMSE {metrics['rmse']:.6g} · CRPS {metrics['crps']:.6g}", soft_wrap=True)
+    out.print(
+        f"{metrics['groups']} member(s) from {metrics['workers']} worker(s) · {cost['wall_s']:.1f} s · "
+        f"{cost['worker_samples_per_s']:,.0f} worker-samples/s",
+        soft_wrap=True,
+    )
+    faults = {name: count for name, count in metrics["faults"].items() if count}
+    if faults:
+        listed = ", ".join(f"{count} {name}" for name, count in faults.items())
+        out.print(f"not everything went well: {listed}; see {directory.events_file}", soft_wrap=True)
+    out.print(f"run: {directory.path}", soft_wrap=True)

@@ -1,0 +1,120 @@
+"""From settings to an experiment, and the checks that need both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from hqde.config.settings import Config, GroupConfig
+from hqde.data import Splits, load_splits, make_partitioner
+from hqde.ensemble import make_combiner
+from hqde.errors import ConfigError
+from hqde.models import ModelSpec, model_spec
+from hqde.rounds import Experiment, GroupSettings, make_server_optimizer
+from hqde.training import Recipe
+
+
+def load_data(config: Config) -> Splits:
+    """Read the data that the configuration names.
+
+    Raises:
+        DataError: it cannot be read, or cannot be trained on.
+    """
+    data = config.data
+    return load_splits(
+        data.source,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        split_seed=data.split_seed,
+        max_train=data.max_train,
+        task=data.task,
+        target=data.target,
+    )
+
+
+def resolve(config: Config, splits: Splits) -> Config:
+    """Replace what is ``auto`` by what it stands for here, so that the written configuration repeats the run."""
+    model, run = config.model, config.run
+    if model.name == "auto":
+        model = replace(model, name="cnn" if splits.schema.kind == "image" else "mlp")
+    if run.device == "auto":
+        run = replace(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    return replace(config, model=model, run=run)
+
+
+def build_experiment(config: Config, splits: Splits) -> Experiment:
+    """The experiment that a resolved configuration describes.
+
+    Raises:
+        ConfigError: settings that contradict each other, or do not fit the data.
+
+    Example:
+        >>> from hqde.config import build_config
+        >>> config = build_config({"run": {"epochs": 1}})
+        >>> splits = load_data(config)
+        >>> build_experiment(resolve(config, splits), splits).num_groups
+        4
+    """
+    run, server = config.run, config.server
+    _check_device(run.device)
+    recipe = config.training
+    return Experiment(
+        splits=splits,
+        model=_spec(config, recipe, splits, config.model.name, config.model.options),
+        num_workers=run.workers,
+        epochs=run.epochs,
+        recipe=recipe,
+        topology=config.topology,
+        diversity=config.diversity,
+        dropout_rate=config.model.dropout_rate,
+        partitioner=make_partitioner(config.data.partition, alpha=config.data.alpha),
+        augmentation=config.data.augmentation,
+        server=make_server_optimizer(
+            server.optimizer, learning_rate=server.learning_rate, momentum=server.momentum
+        ),
+        buffers=server.buffers,
+        groups={int(name): _group(config, recipe, splits, group) for name, group in config.group.items()},
+        early_stopping=run.early_stopping,
+        evaluate_every=run.evaluate_every,
+        combiner=make_combiner(config.ensemble.combiner),
+        calibrate=config.ensemble.calibrate,
+        seed=run.seed,
+        device=run.device,
+    )
+
+
+def _spec(
+    config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, object]
+) -> ModelSpec:
+    schema = splits.schema
+    loss = recipe.loss_for(schema.task)
+    outputs = schema.num_classes if loss == "cross_entropy" else (1 if loss == "mse" else 2)
+    return model_spec(
+        name,
+        input_shape=schema.input_shape,
+        num_outputs=outputs,
+        norm=config.model.norm,
+        options=options,
+    )
+
+
+def _group(config: Config, recipe: Recipe, splits: Splits, group: GroupConfig) -> GroupSettings:
+    name = group.model or (config.model.name if group.options else None)
+    return GroupSettings(
+        model=None if name is None else _spec(config, recipe, splits, name, group.options),
+        dropout_rate=group.dropout_rate,
+        bootstrap=group.bootstrap,
+        recipe=group.training,
+    )
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device '{name}' is not there: {count} CUDA devices were found; use cpu")

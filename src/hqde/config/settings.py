@@ -1,0 +1,162 @@
+"""Every setting of a run, as strict objects whose defaults are the documentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hqde.data import Augmentation
+from hqde.errors import ConfigError
+from hqde.topology import Topology
+from hqde.training import Diversity, Recipe
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """``[data]``: where examples come from and who sees which.
+
+    Args:
+        source: ``digits``, ``fashion-mnist:DIR``, ``cifar10:DIR``, a file, a folder, or ``module:function``.
+        task: ``classification`` or ``regression``; left out, it is read from the targets.
+        target: column to predict in tables; left out, it is guessed from the usual names.
+        max_train: use only this many training examples (chosen by ``split_seed``).
+        validation_fraction: of the training examples, held out.
+        test_fraction: held out where the source has no test split of its own.
+        split_seed: seed of both held-out splits.
+        partition: ``replicate``, ``split``, ``iid``, ``dirichlet`` or ``bootstrap``.
+        alpha: skew of ``dirichlet``; small is skewed.
+        augmentation: of images, while training.
+    """
+
+    source: str = "digits"
+    task: Literal["classification", "regression"] | None = None
+    target: str | None = None
+    max_train: int | None = None
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    split_seed: int = 0
+    partition: str = "replicate"
+    alpha: float = 0.5
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """``[model]``: the architecture.
+
+    Args:
+        name: ``auto`` (``cnn`` for images, ``mlp`` for tables), ``mlp``, ``cnn``, ``resnet18``, or
+            ``module:Class`` of your own.
+        norm: ``batch`` or ``group``, for the built-in models.
+        dropout_rate: base rate, spread over the workers by ``diversity.dropout_spread``.
+        options: further keyword arguments of the constructor.
+    """
+
+    name: str = "auto"
+    norm: Literal["batch", "group"] = "batch"
+    dropout_rate: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """``[server]``: from a group's aggregated delta to its new weights.
+
+    Args:
+        optimizer: ``fedavg``, ``momentum``, ``nesterov``, ``fedadagrad``, ``fedadam`` or ``fedyogi``.
+        learning_rate: left out, the optimizer's own default.
+        momentum: of ``momentum`` and ``nesterov``.
+        buffers: ``average`` shares BatchNorm statistics inside a group, ``local`` keeps them per worker.
+    """
+
+    optimizer: str = "fedavg"
+    learning_rate: float | None = None
+    momentum: float | None = None
+    buffers: Literal["average", "local"] = "average"
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """``[ensemble]``: how members become one prediction.
+
+    Args:
+        combiner: ``mean``, ``efficiency`` or ``log_pool``.
+        calibrate: fit a temperature on the validation split.
+    """
+
+    combiner: str = "mean"
+    calibrate: bool = True
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """``[run]``: size, length, place.
+
+    Args:
+        workers: training replicas.
+        epochs: passes of each worker over its shard.
+        seed: of every random stream but the data splits.
+        backend: ``local``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
+        threads: torch threads; 0 leaves PyTorch's choice. The same bits need the same number.
+        early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
+        evaluate_every: epochs between two looks at the validation split.
+        checkpoint_every: epochs between two checkpoints.
+    """
+
+    workers: int = 4
+    epochs: int = 20
+    seed: int = 0
+    backend: str = "local"
+    device: str = "auto"
+    threads: int = 0
+    early_stopping: int = 0
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("epochs", 1), ("evaluate_every", 1), ("checkpoint_every", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("threads", "early_stopping"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """``[group.N]``: what group N does differently.
+
+    Args:
+        model: another architecture.
+        options: constructor arguments of that architecture.
+        dropout_rate: another base rate.
+        bootstrap: its workers draw their shards with replacement.
+        training: any settings of ``[training]``.
+    """
+
+    model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    dropout_rate: float | None = None
+    bootstrap: bool | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Example:
+        >>> Config().run.epochs
+        20
+    """
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    training: Recipe = Recipe()
+    diversity: Diversity = Diversity()
+    topology: Topology = Topology()
+    server: ServerSettings = ServerSettings()
+    ensemble: EnsembleSettings = EnsembleSettings()
+    run: RunSettings = RunSettings()
+    group: dict[str, GroupConfig] = field(default_factory=dict)

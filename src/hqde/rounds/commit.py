@@ -1,0 +1,91 @@
+"""From a group's updates to its new weights. Pure but for the backend that runs the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hqde.aggregation import Aggregate, Mean, Rejection, Rule, Update, admit
+from hqde.backends import Backend
+from hqde.rounds.server import ServerOptimizer, ServerState
+from hqde.weights import Layout, Weights
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One group's end of a round.
+
+    Attributes:
+        weights, server: the group's new weights and server state; the old ones when nothing was admitted.
+        num_samples: examples behind the admitted updates; 0 means the round was skipped for this group.
+        rejected: updates refused, by admission or by the rule.
+    """
+
+    weights: Weights
+    server: ServerState
+    num_samples: int
+    rejected: tuple[Rejection, ...]
+
+
+def commit_group(
+    updates: Sequence[Update],
+    *,
+    round_index: int,
+    base: Weights,
+    server_state: ServerState,
+    layout: Layout,
+    rule: Rule,
+    server: ServerOptimizer,
+    backend: Backend,
+) -> Commit:
+    """Admit, aggregate, step the server optimizer, and build the group's new weights.
+
+    Shares are the engine's own sample counts. The server optimizer sees parameters only; floating buffers take
+    the aggregate as it is; integer buffers take the maximum.
+    """
+    admitted, refused = admit(
+        updates, round_index=round_index, size=layout.size, num_integers=layout.num_integers
+    )
+    admitted = [update for update in admitted if update.num_samples > 0]
+    if not admitted:
+        return Commit(base, server_state, 0, tuple(refused))
+    samples = [update.num_samples for update in admitted]
+    aggregate = backend.aggregate(rule, [update.delta for update in admitted], shares_of(samples))
+    refused += _refused_by_rule(aggregate, admitted)
+    cut = layout.num_parameters
+    step, server_state = server.update(aggregate.value[:cut], server_state)
+    vector = torch.cat([base.vector[:cut] + step, base.vector[cut:] + aggregate.value[cut:]])
+    integers = torch.stack([update.integers for update in admitted]).amax(dim=0)
+    return Commit(Weights(vector, integers), server_state, sum(samples), tuple(refused))
+
+
+def average_groups(commits: Sequence[Commit]) -> Weights:
+    """The sample-weighted average of all groups' weights (hierarchical FedAvg).
+
+    Taken around the first group's weights, so that the rule sees differences, never raw weights.
+    """
+    centre = commits[0].weights.vector
+    samples = [commit.num_samples for commit in commits]
+    if not sum(samples):
+        samples = [1] * len(commits)
+    rows = torch.stack([commit.weights.vector - centre for commit in commits])
+    mean = Mean()(rows, shares_of(samples)).value
+    integers = torch.stack([commit.weights.integers for commit in commits]).amax(dim=0)
+    return Weights(centre + mean, integers)
+
+
+def shares_of(samples: Sequence[int]) -> Tensor:
+    """Sample counts as ``(n,)`` float64 shares that sum to 1.
+
+    >>> shares_of([1, 3])
+    tensor([0.2500, 0.7500], dtype=torch.float64)
+    """
+    counts = torch.tensor(samples, dtype=torch.float64)
+    return counts / counts.sum()
+
+
+def _refused_by_rule(aggregate: Aggregate, admitted: Sequence[Update]) -> list[Rejection]:
+    return [Rejection(admitted[row].worker_id, reason) for row, reason in aggregate.rejected.items()]

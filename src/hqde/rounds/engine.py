@@ -1,0 +1,366 @@
+"""The engine: plan, train, admit, aggregate, commit, evaluate, checkpoint, until the last round."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hqde.aggregation import Update
+from hqde.backends import Backend, Failure, Outcome
+from hqde.checkpoints import CheckpointStore
+from hqde.ensemble import Ensemble
+from hqde.errors import CheckpointError, QuorumError, WorkerError
+from hqde.rounds.commit import Commit, average_groups, commit_group
+from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, WorkerRecord
+from hqde.rounds.experiment import Experiment
+from hqde.rounds.members import MemberPool
+from hqde.rounds.state import Best, RunState, pack_state, unpack_state
+from hqde.topology import Groups, RoundPlan
+from hqde.training import Order
+from hqde.weights import Weights
+
+# A run in which nobody can be used this often in a row is not going to recover by itself.
+MAX_BARREN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with.
+
+    Attributes:
+        ensemble: the members, calibrated if asked for.
+        state: the engine's last state, with the totals.
+        stopped_early: the epoch that was kept, when early stopping ended the run.
+    """
+
+    ensemble: Ensemble
+    state: RunState
+    stopped_early: int | None
+
+
+class Engine:
+    """Drives an experiment on a backend. Does not know where workers live.
+
+    Args:
+        experiment: what to run.
+        backend: where; the engine starts and closes it.
+        listener: is told of rounds and events.
+        store: where checkpoints go; ``None`` writes none.
+        checkpoint_every: epochs between two checkpoints.
+        provenance: plain JSON kept in the ensemble: how it was trained.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        backend: Backend,
+        *,
+        listener: Listener | None = None,
+        store: CheckpointStore | None = None,
+        checkpoint_every: int = 1,
+        provenance: dict[str, object] | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self._backend = backend
+        self._tell: Listener = listener or Listeners()
+        self._store = store
+        self._checkpoint_every = checkpoint_every
+        self._pool = MemberPool(experiment, provenance or {})
+        self._shards: tuple[int, list[Tensor]] | None = None
+        self._plans: tuple[RoundPlan, ...] | None = None
+
+    def prepare(self) -> tuple[RoundPlan, ...]:
+        """Check that the run can start: shards, models, outputs. Writes nothing; ``run`` calls it if need be.
+
+        Raises:
+            HqdeError: the sentence says what does not fit.
+        """
+        if self._plans is not None:
+            return self._plans
+        plans = self._plans = self.experiment.plan()
+        self._backend.start(self.experiment.worker_specs(), self.experiment.splits.train)
+        self._backend.check(torch.arange(min(4, len(self.experiment.splits.train))))
+        return plans
+
+    def run(self, *, resume: bool = False) -> Result:
+        """Run to the end, from the start or from the newest checkpoint.
+
+        Raises:
+            CheckpointError: there is nothing to resume, or it is damaged.
+            QuorumError: no worker handed in a usable update for several rounds.
+            WorkerError: every worker failed.
+        """
+        try:
+            plans = self.prepare()
+            state = self._resume() if resume else self._initial(plans[0].groups)
+            self._tell.on_start(plans, state.round_index + 1)
+            stopped = None
+            for plan in plans[state.round_index :]:
+                state, record = self._round(plan, state)
+                self._tell.on_round(record)
+                stopped = self._should_stop(plan, state)
+                if stopped is not None:
+                    break
+            return self._finish(state, stopped)
+        finally:
+            self._backend.close()
+
+    # -- one round ---------------------------------------------------------------------------------------
+
+    def _round(self, plan: RoundPlan, state: RunState) -> tuple[RunState, RoundRecord]:
+        began = time.perf_counter()
+        phases: dict[str, float] = {}
+        if plan.groups != state.groups:
+            state = self._regroup(plan, state)
+        orders = self._orders(plan, state)
+        outcomes = self._train(orders)
+        phases["train"] = time.perf_counter() - began
+
+        mark = time.perf_counter()
+        commits = self._commit(plan, state, [o for o in outcomes if isinstance(o, Update)])
+        state = self._account(plan, state, commits, outcomes)
+        sent = self._sent_bytes(plan, commits)
+        phases["aggregate"] = time.perf_counter() - mark
+
+        mark = time.perf_counter()
+        validation = self._validate(plan, state, outcomes)
+        if validation is not None:
+            state = self._keep_best(plan, state, validation)
+        phases["evaluate"] = time.perf_counter() - mark
+
+        mark = time.perf_counter()
+        totals = replace(state.totals)
+        totals.train_s += phases["train"] + phases["aggregate"]
+        totals.sent_bytes += sent
+        totals.dense_bytes += sent
+        totals.wall_s += time.perf_counter() - began
+        state = replace(state, round_index=plan.index, totals=totals)
+        last = plan.progress[1] == 1.0
+        due = plan.ends_epoch and (plan.epoch % self._checkpoint_every == 0 or last)
+        if self._store is not None and due:
+            self._store.save(plan.index, *pack_state(state, self._backend.worker_states()))
+        phases["checkpoint"] = time.perf_counter() - mark
+
+        refused = {r.worker_id for commit in commits for r in commit.rejected}
+        record = RoundRecord(
+            round=plan.index,
+            epoch=plan.epoch,
+            progress=plan.progress[1],
+            groups=plan.groups,
+            scope=plan.scope,
+            wall_s=time.perf_counter() - began,
+            phases=phases,
+            workers=tuple(_worker_record(o, plan.groups, refused) for o in outcomes),
+            validation=validation,
+            sent_bytes=sent,
+            dense_bytes=sent,
+        )
+        return state, record
+
+    def _orders(self, plan: RoundPlan, state: RunState) -> list[Order]:
+        if self._shards is None or self._shards[0] != plan.epoch:
+            self._shards = (plan.epoch, self.experiment.shards(plan.epoch))
+        return [
+            Order(
+                worker_id=worker,
+                round_index=plan.index,
+                attempt=0,
+                epoch=plan.epoch,
+                start=state.committed_for(worker),
+                keep_buffers=self.experiment.buffers == "local" and plan.index > 1,
+                fresh_optimizer=worker in state.fresh,
+                shard=self._shards[1][worker],
+                first_batch=plan.first_batch,
+                num_batches=plan.num_batches,
+                progress=plan.progress,
+            )
+            for group in plan.groups
+            for worker in group
+        ]
+
+    def _train(self, orders: Sequence[Order]) -> list[Outcome]:
+        outcomes = sorted(
+            self._backend.train(orders, on_step=self._tell.on_step), key=lambda outcome: outcome.worker_id
+        )
+        failures = [o for o in outcomes if isinstance(o, Failure)]
+        if len(failures) == len(orders):
+            raise WorkerError(
+                f"all {len(orders)} workers failed in round {failures[0].round_index}: {failures[0].reason}",
+                worker_id=failures[0].worker_id,
+            )
+        return outcomes
+
+    def _commit(self, plan: RoundPlan, state: RunState, updates: Sequence[Update]) -> list[Commit]:
+        commits = [
+            commit_group(
+                [update for update in updates if update.worker_id in group],
+                round_index=plan.index,
+                base=state.committed[index],
+                server_state=state.server[index],
+                layout=self._backend.layout(group[0]),
+                rule=self.experiment.rule,
+                server=self.experiment.server,
+                backend=self._backend,
+            )
+            for index, group in enumerate(plan.groups)
+        ]
+        if plan.scope == "global":
+            common = average_groups(commits)
+            commits = [replace(commit, weights=common) for commit in commits]
+        return commits
+
+    def _account(
+        self, plan: RoundPlan, state: RunState, commits: Sequence[Commit], outcomes: Sequence[Outcome]
+    ) -> RunState:
+        """Turn what went wrong into events, totals and fresh optimizers."""
+        failures = [o for o in outcomes if isinstance(o, Failure)]
+        rejected = [r for commit in commits for r in commit.rejected]
+        for failure in failures:
+            self._tell.on_event(Event("failed", plan.index, failure.worker_id, failure.reason))
+        for rejection in rejected:
+            self._tell.on_event(Event("rejected", plan.index, rejection.worker_id, rejection.reason))
+        trained = {o.worker_id for o in outcomes if isinstance(o, Update) and o.num_samples > 0}
+        skipped = 0
+        for group, commit in zip(plan.groups, commits, strict=True):
+            if commit.num_samples == 0 and (trained | {f.worker_id for f in failures}) & set(group):
+                skipped += 1
+                reason = f"group of workers {list(group)} kept its weights: no usable update"
+                self._tell.on_event(Event("skipped", plan.index, None, reason))
+        barren = state.barren + 1 if skipped == len(commits) else 0
+        if barren >= MAX_BARREN_ROUNDS:
+            why = (rejected[0].reason if rejected else failures[0].reason) if rejected or failures else "none"
+            raise QuorumError(
+                f"no worker handed in a usable update in {barren} rounds in a row (the last: {why}); "
+                f"lower the learning rate, or look at the data",
+                present=0,
+                required=1,
+            )
+        totals = replace(state.totals)
+        totals.failures += len(failures)
+        totals.rejected += len(rejected)
+        totals.skipped += skipped
+        totals.worker_samples += sum(o.num_samples for o in outcomes if isinstance(o, Update))
+        totals.synchronisations += plan.scope != "none"
+        return replace(
+            state,
+            committed=tuple(commit.weights for commit in commits),
+            server=tuple(commit.server for commit in commits),
+            fresh=frozenset({f.worker_id for f in failures} | {r.worker_id for r in rejected}),
+            barren=barren,
+            totals=totals,
+        )
+
+    def _sent_bytes(self, plan: RoundPlan, commits: Sequence[Commit]) -> int:
+        """Bytes of updates handed in and weights handed back; a worker alone in its group sends nothing."""
+        total = 0
+        for group, commit in zip(plan.groups, commits, strict=True):
+            travels = len(group) if len(group) > 1 or plan.scope == "global" else 0
+            total += 2 * travels * commit.weights.nbytes
+        return total
+
+    def _validate(
+        self, plan: RoundPlan, state: RunState, outcomes: Sequence[Outcome]
+    ) -> Validation | None:
+        last = plan.progress[1] == 1.0
+        if not plan.ends_epoch or (plan.epoch % self.experiment.evaluate_every and not last):
+            return None
+        efficiency = {o.worker_id: o.efficiency for o in outcomes if isinstance(o, Update)}
+        ensemble = self._pool.ensemble(plan.groups, state.committed, efficiency)
+        return self._pool.validate(ensemble, self._backend)
+
+    def _keep_best(self, plan: RoundPlan, state: RunState, validation: Validation) -> RunState:
+        if not self.experiment.early_stopping or not self._is_final_grouping(plan.groups):
+            return state
+        if state.best is None or validation.loss < state.best.loss:
+            return replace(state, best=Best(validation.loss, plan.epoch, state.committed))
+        return state
+
+    def _should_stop(self, plan: RoundPlan, state: RunState) -> int | None:
+        """The epoch to keep, when the ensemble has stopped improving."""
+        patience = self.experiment.early_stopping
+        if not patience or state.best is None or not plan.ends_epoch:
+            return None
+        if plan.epoch - state.best.epoch < patience:
+            return None
+        reason = (
+            f"the ensemble's validation loss has not improved on {state.best.loss:.4f} of epoch "
+            f"{state.best.epoch} for {patience} epochs"
+        )
+        self._tell.on_event(Event("early_stop", plan.index, None, reason))
+        return state.best.epoch
+
+    # -- start and end -----------------------------------------------------------------------------------
+
+    def _initial(self, groups: Groups) -> RunState:
+        of_final_group = [self.experiment.group_of(group[0]) for group in groups]
+        committed = tuple(self.experiment.initial_weights(group) for group in of_final_group)
+        return RunState(0, groups, committed, self._server_states(groups, committed))
+
+    def _server_states(
+        self, groups: Groups, committed: Sequence[Weights]
+    ) -> tuple[dict[str, Tensor], ...]:
+        return tuple(
+            self.experiment.server.init(weights.vector[: self._backend.layout(group[0]).num_parameters])
+            for group, weights in zip(groups, committed, strict=True)
+        )
+
+    def _regroup(self, plan: RoundPlan, state: RunState) -> RunState:
+        """New groups start from the weights of the group they come out of, with a new server state."""
+        committed = tuple(state.committed_for(group[0]) for group in plan.groups)
+        reason = f"{len(state.groups)} group(s) became {len(plan.groups)}"
+        self._tell.on_event(Event("branched", plan.index, None, reason))
+        server = self._server_states(plan.groups, committed)
+        return replace(state, groups=plan.groups, committed=committed, server=server)
+
+    def _resume(self) -> RunState:
+        found = None if self._store is None else self._store.latest()
+        if found is None:
+            raise CheckpointError("there is no checkpoint to resume from; start the run without --resume")
+        state, workers = unpack_state(found[1])
+        if sorted(workers) != list(range(self.experiment.num_workers)):
+            raise CheckpointError(
+                f"the checkpoint holds {len(workers)} workers, the run has {self.experiment.num_workers}"
+            )
+        self._backend.load_worker_states(workers, {w: state.committed_for(w) for w in workers})
+        state = replace(state, totals=replace(state.totals, resumes=state.totals.resumes + 1))
+        self._tell.on_event(
+            Event("resumed", state.round_index, None, f"from the checkpoint of round {state.round_index}")
+        )
+        return state
+
+    def _finish(self, state: RunState, stopped: int | None) -> Result:
+        groups, committed = state.groups, state.committed
+        if state.best is not None:
+            committed = state.best.committed
+        states = self._backend.worker_states()
+        ensemble = self._pool.ensemble(groups, committed, {w: s.efficiency for w, s in states.items()})
+        if self.experiment.calibrate and self.experiment.splits.schema.task == "classification":
+            ensemble = ensemble.calibrate(self.experiment.splits.validation)
+        return Result(ensemble, state, stopped)
+
+    def _is_final_grouping(self, groups: Groups) -> bool:
+        return groups == self.experiment.topology.groups_of(self.experiment.num_workers)
+
+
+def _worker_record(outcome: Outcome, groups: Groups, refused: set[int]) -> WorkerRecord:
+    group = next(i for i, members in enumerate(groups) if outcome.worker_id in members)
+    if isinstance(outcome, Failure):
+        return WorkerRecord(outcome.worker_id, group, None, None, None, 0, 0.0, None, "failed")
+    return WorkerRecord(
+        worker=outcome.worker_id,
+        group=group,
+        loss=outcome.loss if math.isfinite(outcome.loss) else None,
+        accuracy=outcome.accuracy,
+        lr=outcome.learning_rate,
+        samples=outcome.num_samples,
+        seconds=outcome.seconds,
+        efficiency=outcome.efficiency,
+        status="rejected" if outcome.worker_id in refused else "admitted",
+    )
+
+

@@ -1,0 +1,147 @@
+"""What the engine tells the outside while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from hqde.topology import Groups, RoundPlan, Scope
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something out of the ordinary.
+
+    Attributes:
+        kind: ``rejected``, ``failed``, ``skipped``, ``branched``, ``early_stop``, ``resumed``, ``interrupted``.
+        round_index: the round it happened in.
+        worker_id: whom it concerns, or ``None``.
+        reason: one sentence.
+    """
+
+    kind: str
+    round_index: int
+    worker_id: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """One worker's round, as it is reported. Losses are ``None`` where they are not finite."""
+
+    worker: int
+    group: int
+    loss: float | None
+    accuracy: float | None
+    lr: float | None
+    samples: int
+    seconds: float
+    efficiency: float | None
+    status: str
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The ensemble on the validation split. ``loss`` is NLL in nats, or MSE in squared target units."""
+
+    loss: float
+    accuracy: float | None
+    rmse: float | None
+    members: tuple[dict[str, float], ...]
+    disagreement: float | None
+    effective_members: float | None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round, as it goes to the history: times in seconds, sizes in bytes."""
+
+    round: int
+    epoch: int
+    progress: float
+    groups: Groups
+    scope: Scope
+    wall_s: float
+    phases: dict[str, float]
+    workers: tuple[WorkerRecord, ...]
+    validation: Validation | None
+    sent_bytes: int
+    dense_bytes: int
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Mean rate of the round's last steps over its workers."""
+        rates = [worker.lr for worker in self.workers if worker.lr is not None]
+        return sum(rates) / len(rates) if rates else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, one line of ``history.jsonl``."""
+        return asdict(self)
+
+
+@dataclass
+class Totals:
+    """What adds up over a run and survives a resume."""
+
+    wall_s: float = 0.0
+    train_s: float = 0.0
+    worker_samples: int = 0
+    synchronisations: int = 0
+    sent_bytes: int = 0
+    dense_bytes: int = 0
+    failures: int = 0
+    rejected: int = 0
+    skipped: int = 0
+    resumes: int = 0
+
+
+class Listener(Protocol):
+    """Is told what happens; must not change it."""
+
+    def on_start(self, plans: Sequence[RoundPlan], first_round: int) -> None:
+        """The run begins, or goes on, with round ``first_round`` (1-based)."""
+        ...
+
+    def on_step(self, worker_id: int, done: int, total: int) -> None:
+        """A worker has done ``done`` of ``total`` batches of its round."""
+        ...
+
+    def on_round(self, record: RoundRecord) -> None:
+        """A round is committed."""
+        ...
+
+    def on_event(self, event: Event) -> None:
+        """Something out of the ordinary."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Several listeners as one, told in order.
+
+    Example:
+        >>> Listeners().on_event(Event("skipped", 1, None, "no update"))
+    """
+
+    each: tuple[Listener, ...] = field(default=())
+
+    def on_start(self, plans: Sequence[RoundPlan], first_round: int) -> None:
+        """Tell all."""
+        for listener in self.each:
+            listener.on_start(plans, first_round)
+
+    def on_step(self, worker_id: int, done: int, total: int) -> None:
+        """Tell all."""
+        for listener in self.each:
+            listener.on_step(worker_id, done, total)
+
+    def on_round(self, record: RoundRecord) -> None:
+        """Tell all."""
+        for listener in self.each:
+            listener.on_round(record)
+
+    def on_event(self, event: Event) -> None:
+        """Tell all."""
+        for listener in self.each:
+            listener.on_event(event)

@@ -1,0 +1,256 @@
+"""Everything a run depends on, as one value, and what follows from it before the first round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hqde.aggregation import Mean, Rule
+from hqde.data import (
+    Augmentation,
+    Normalization,
+    Partitioner,
+    Replicate,
+    Splits,
+    TargetScale,
+)
+from hqde.ensemble import Combiner, MeanCombiner
+from hqde.errors import ConfigError, PreconditionError, did_you_mean
+from hqde.models import ModelSpec
+from hqde.rounds.server import FedAvg, ServerOptimizer
+from hqde.seeding import generator, seeded
+from hqde.topology import RoundPlan, Topology, branch_epoch, plan_rounds
+from hqde.training import Diversity, Recipe, Schedule, WorkerSpec, count_batches
+from hqde.weights import Layout, Weights
+
+RECIPE_FIELDS = frozenset(f.name for f in fields(Recipe))
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What one group does differently.
+
+    Args:
+        model: another architecture for the group's member.
+        dropout_rate: another base rate for its workers.
+        bootstrap: its workers draw their shards with replacement.
+        recipe: fields of ``Recipe`` to replace, e.g. ``{"learning_rate": 0.01}``.
+
+    Raises:
+        ConfigError: a name in ``recipe`` is no field of ``Recipe``.
+    """
+
+    model: ModelSpec | None = None
+    dropout_rate: float | None = None
+    bootstrap: bool | None = None
+    recipe: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.recipe:
+            if name not in RECIPE_FIELDS:
+                raise ConfigError(
+                    f"unknown training setting '{name}' of a group; {did_you_mean(name, RECIPE_FIELDS)}"
+                )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run, before it starts. The same experiment gives the same bits.
+
+    Args:
+        splits: the data.
+        model: architecture of every group that names no other.
+        num_workers: training replicas.
+        epochs: passes of each worker over its shard.
+        recipe: how workers train.
+        topology: who is averaged with whom.
+        diversity: how workers differ.
+        dropout_rate: base rate; ``None`` leaves the architecture's default and spreads nothing.
+        partitioner: which examples each worker sees.
+        augmentation: of images while training.
+        server: from aggregated delta to new weights.
+        rule: from deltas to one.
+        buffers: ``"average"`` shares BatchNorm statistics inside a group; ``"local"`` lets each worker train
+            with its own (the member still gets the average).
+        groups: overrides by group index.
+        early_stopping: stop when the ensemble's validation loss has not improved for this many epochs, and
+            keep the best; 0 trains to the end.
+        evaluate_every: epochs between two looks at the validation split.
+        combiner: how member predictions become one.
+        calibrate: fit a temperature on the validation split at the end.
+        seed: of every random stream.
+        device: where workers train.
+    """
+
+    splits: Splits
+    model: ModelSpec
+    num_workers: int
+    epochs: int
+    recipe: Recipe = Recipe()
+    topology: Topology = Topology()
+    diversity: Diversity = Diversity()
+    dropout_rate: float | None = 0.1
+    partitioner: Partitioner = Replicate()
+    augmentation: Augmentation = Augmentation()
+    server: ServerOptimizer = FedAvg()
+    rule: Rule = Mean()
+    buffers: Literal["average", "local"] = "average"
+    groups: Mapping[int, GroupSettings] = field(default_factory=dict)
+    early_stopping: int = 0
+    evaluate_every: int = 1
+    combiner: Combiner = MeanCombiner()
+    calibrate: bool = True
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"epochs must be at least 1, got {self.epochs}")
+        if self.evaluate_every < 1:
+            raise ConfigError(f"evaluate_every must be at least 1 epoch, got {self.evaluate_every}")
+        if self.early_stopping < 0:
+            raise ConfigError(
+                f"early_stopping must be 0 (off) or a number of epochs, got {self.early_stopping}"
+            )
+        if self.dropout_rate is not None and not 0 <= self.dropout_rate < 1:
+            raise ConfigError(f"dropout_rate must lie in [0, 1), got {self.dropout_rate}")
+        if self.buffers not in ("average", "local"):
+            raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
+        count = self.topology.num_groups(self.num_workers)
+        for group in self.groups:
+            if not 0 <= group < count:
+                raise ConfigError(f"settings are given for group {group}, but groups are 0 to {count - 1}")
+        branch_epoch(self.topology, self.epochs)
+        mixes = self.topology.branch_at is not None or self.topology.global_every > 0
+        if mixes and any(settings.model is not None for settings in self.groups.values()):
+            raise ConfigError(
+                "groups of different architectures cannot be averaged with each other; drop branch_at and "
+                "global_every, or use one model"
+            )
+        if self.augmentation.enabled and self.splits.schema.kind != "image":
+            raise ConfigError(
+                f"augmentation is for images, but '{self.splits.name}' holds {self.splits.schema.kind} data; "
+                f"switch it off"
+            )
+        recipes = [self.recipe_of(worker) for worker in range(self.num_workers)]
+        losses = {recipe.loss_for(self.splits.schema.task) for recipe in recipes}
+        if len(losses) > 1:
+            raise ConfigError(f"all groups need one loss so that members can be combined, got {sorted(losses)}")
+
+    @property
+    def num_groups(self) -> int:
+        """Members at the end."""
+        return self.topology.num_groups(self.num_workers)
+
+    def group_of(self, worker: int) -> int:
+        """The group a worker ends in."""
+        return worker // (self.num_workers // self.num_groups)
+
+    def settings_of(self, worker: int) -> GroupSettings:
+        """Overrides that apply to a worker."""
+        return self.groups.get(self.group_of(worker), GroupSettings())
+
+    def recipe_of(self, worker: int) -> Recipe:
+        """A worker's recipe: the common one, its group's overrides, its own learning rate."""
+        recipe = replace(self.recipe, **self.settings_of(worker).recipe)  # type: ignore[arg-type]
+        factor = self.diversity.learning_rate_factors(self.num_workers)[worker]
+        return replace(recipe, learning_rate=recipe.learning_rate * factor)
+
+    def dropout_of(self, worker: int) -> float | None:
+        """A worker's dropout rate."""
+        base = self.settings_of(worker).dropout_rate
+        base = self.dropout_rate if base is None else base
+        return None if base is None else self.diversity.dropout_rates(base, self.num_workers)[worker]
+
+    def model_of(self, group: int) -> ModelSpec:
+        """A group's architecture."""
+        settings = self.groups.get(group)
+        return self.model if settings is None or settings.model is None else settings.model
+
+    @cached_property
+    def normalization(self) -> Normalization:
+        """Input statistics of the training split."""
+        return Normalization.fit(self.splits.train, self.splits.schema)
+
+    @cached_property
+    def target_scale(self) -> TargetScale:
+        """Target statistics of the training split; the identity for classification."""
+        return TargetScale.fit(self.splits.train.targets)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The learning rate over the run, with its restart where groups branch."""
+        branch = branch_epoch(self.topology, self.epochs)
+        return Schedule(
+            kind=self.recipe.schedule,
+            warmup=self.recipe.warmup,
+            restart_at=None if branch is None else (branch - 1) / self.epochs,
+            restart_level=self.recipe.restart_level,
+        )
+
+    def worker_specs(self) -> tuple[WorkerSpec, ...]:
+        """What each worker is told before its first round."""
+        return tuple(
+            WorkerSpec(
+                worker_id=worker,
+                model=self.model_of(self.group_of(worker)),
+                dropout_rate=self.dropout_of(worker),
+                recipe=self.recipe_of(worker),
+                schedule=self.schedule,
+                schema=self.splits.schema,
+                normalization=self.normalization,
+                target_scale=self.target_scale,
+                augmentation=self.augmentation,
+                seed=self.seed,
+                device=self.device,
+            )
+            for worker in range(self.num_workers)
+        )
+
+    def shards(self, epoch: int) -> list[Tensor]:
+        """Each worker's examples in an epoch, as index tensors.
+
+        Raises:
+            PreconditionError: fewer training examples than workers.
+        """
+        count = len(self.splits.train)
+        if count < self.num_workers:
+            raise PreconditionError(
+                f"{count} training examples cannot feed {self.num_workers} workers; use at most {count}"
+            )
+        targets = self.splits.train.targets
+        shards = self.partitioner.assign(targets, self.num_workers, epoch=epoch, seed=self.seed)
+        for worker, shard in enumerate(shards):
+            own = self.settings_of(worker).bootstrap
+            if self.diversity.bootstrap if own is None else own:
+                draws = generator(self.seed, "worker", worker, "bootstrap")
+                shards[worker] = shard[torch.randint(len(shard), (len(shard),), generator=draws)]
+        return shards
+
+    def plan(self) -> tuple[RoundPlan, ...]:
+        """Every round of the run."""
+        sizes = [len(shard) for shard in self.shards(1)]
+        batches = max(
+            count_batches(size, self.recipe_of(worker).batch_size) for worker, size in enumerate(sizes)
+        )
+        return plan_rounds(self.topology, self.num_workers, epochs=self.epochs, batches_per_epoch=batches)
+
+    def initial_weights(self, group: int) -> Weights:
+        """What a group starts from: common weights for all its workers.
+
+        Groups that are averaged with each other at some time start from the same weights: averaging
+        differently initialised networks gives one that predicts at chance.
+        """
+        shared = (
+            self.diversity.shared_init
+            or self.topology.branch_at is not None
+            or self.topology.global_every > 0
+        )
+        with seeded(self.seed, "init", 0 if shared else group):
+            model = self.model_of(group).build(dropout_rate=self.dropout_rate)
+        return Layout.of(model).read(model)

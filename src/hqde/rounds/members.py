@@ -1,0 +1,89 @@
+"""From committed weights to an ensemble, and its look at the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from hqde.backends import Backend
+from hqde.ensemble import Ensemble, Member
+from hqde.metrics import accuracy, disagreement, effective_members, gaussian_nll, nll, rmse
+from hqde.rounds.events import Validation
+from hqde.rounds.experiment import Experiment
+from hqde.topology import Groups
+from hqde.training import INITIAL_EFFICIENCY
+from hqde.weights import Layout, Weights
+
+
+class MemberPool:
+    """Models that committed weights are poured into, built once and used every epoch."""
+
+    def __init__(self, experiment: Experiment, provenance: dict[str, object]) -> None:
+        self._experiment = experiment
+        self._provenance = provenance
+        self._models: dict[int, tuple[nn.Module, Layout]] = {}
+
+    def ensemble(
+        self, groups: Groups, committed: Sequence[Weights], efficiency: Mapping[int, float]
+    ) -> Ensemble:
+        """One member per group; its score is the mean efficiency of its workers."""
+        experiment = self._experiment
+        members = []
+        for index, (group, weights) in enumerate(zip(groups, committed, strict=True)):
+            model = self._model(index, group[0])
+            scores = [efficiency.get(worker, INITIAL_EFFICIENCY) for worker in group]
+            self._models[index][1].write(weights, model)
+            members.append(
+                Member(
+                    member_id=index,
+                    spec=experiment.model_of(experiment.group_of(group[0])),
+                    model=model,
+                    score=sum(scores) / len(scores),
+                    dropout_rate=experiment.dropout_of(group[0]),
+                )
+            )
+        return Ensemble(
+            members,
+            schema=experiment.splits.schema,
+            normalization=experiment.normalization,
+            target_scale=experiment.target_scale,
+            loss=experiment.recipe_of(0).loss_for(experiment.splits.schema.task),
+            combiner=experiment.combiner,
+            provenance=self._provenance,
+        )
+
+    def validate(self, ensemble: Ensemble, backend: Backend) -> Validation:
+        """The ensemble and its members on the validation split."""
+        examples = self._experiment.splits.validation
+        predictions, targets = backend.predict_members(ensemble, examples), examples.targets
+        combined = ensemble.combine(predictions)
+        if ensemble.schema.task == "regression":
+            mean, variance = combined.unbind(dim=-1)
+            error = float(rmse(mean, targets))
+            members = tuple(
+                {"member": i, "rmse": float(rmse(p[:, 0], targets))} for i, p in enumerate(predictions)
+            )
+            trained_nll = ensemble.loss == "gaussian_nll"
+            loss = float(gaussian_nll(mean, variance, targets)) if trained_nll else error**2
+            return Validation(loss, None, error, members, None, None)
+        members = tuple(
+            {"member": i, "nll": float(nll(p, targets)), "accuracy": float(accuracy(p, targets))}
+            for i, p in enumerate(predictions)
+        )
+        several = len(predictions) > 1
+        return Validation(
+            loss=float(nll(combined, targets)),
+            accuracy=float(accuracy(combined, targets)),
+            rmse=None,
+            members=members,
+            disagreement=float(disagreement(predictions)) if several else 0.0,
+            effective_members=float(effective_members(predictions)) if several else 1.0,
+        )
+
+    def _model(self, index: int, worker: int) -> nn.Module:
+        if index not in self._models:
+            spec = self._experiment.model_of(self._experiment.group_of(worker))
+            model = spec.build(dropout_rate=self._experiment.dropout_of(worker)).eval()
+            self._models[index] = (model, Layout.of(model))
+        return self._models[index][0]

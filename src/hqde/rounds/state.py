@@ -1,0 +1,137 @@
+"""The engine's state between two rounds: what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hqde.checkpoints import Bundle
+from hqde.errors import CheckpointError
+from hqde.rounds.events import Totals
+from hqde.rounds.server import ServerState
+from hqde.topology import Groups
+from hqde.training import WorkerState
+from hqde.weights import Weights
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best ensemble seen, for early stopping.
+
+    Attributes:
+        loss: its validation loss.
+        epoch: when.
+        committed: its weights, by group.
+    """
+
+    loss: float
+    epoch: int
+    committed: tuple[Weights, ...]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything that decides how a run goes on.
+
+    Attributes:
+        round_index: rounds completed.
+        groups: who stood together in the last round.
+        committed: each group's weights.
+        server: each group's server-optimizer state.
+        fresh: workers whose optimizer must start anew because their last update was refused.
+        barren: rounds in a row without a single usable update.
+        best: for early stopping.
+        totals: what adds up.
+    """
+
+    round_index: int
+    groups: Groups
+    committed: tuple[Weights, ...]
+    server: tuple[ServerState, ...]
+    fresh: frozenset[int] = frozenset()
+    barren: int = 0
+    best: Best | None = None
+    totals: Totals = field(default_factory=Totals)
+
+    def committed_for(self, worker: int) -> Weights:
+        """The weights last committed for a worker's group."""
+        return next(w for g, w in zip(self.groups, self.committed, strict=True) if worker in g)
+
+
+def pack_state(
+    state: RunState, workers: Mapping[int, WorkerState]
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """A run's state as the manifest and tensors of a bundle."""
+    tensors: dict[str, dict[str, Tensor]] = {"groups": {}}
+    for index, (weights, server) in enumerate(zip(state.committed, state.server, strict=True)):
+        tensors["groups"] |= _pack_weights(f"{index}", weights)
+        tensors["groups"] |= {f"{index}.server.{key}": value for key, value in server.items()}
+    if state.best is not None:
+        tensors["best"] = {}
+        for index, weights in enumerate(state.best.committed):
+            tensors["best"] |= _pack_weights(f"{index}", weights)
+    for worker, own in workers.items():
+        tensors[f"worker-{worker:03d}"] = own.tensors
+    manifest = {
+        "round_index": state.round_index,
+        "groups": [list(group) for group in state.groups],
+        "fresh": sorted(state.fresh),
+        "barren": state.barren,
+        "best": None if state.best is None else {"loss": state.best.loss, "epoch": state.best.epoch},
+        "totals": asdict(state.totals),
+        "efficiency": {str(worker): own.efficiency for worker, own in workers.items()},
+    }
+    return manifest, tensors
+
+
+def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
+    """The inverse of ``pack_state``.
+
+    Raises:
+        CheckpointError: something a run needs is not in the bundle.
+    """
+    manifest, tensors = bundle.manifest, bundle.tensors
+    try:
+        groups = tuple(tuple(group) for group in manifest["groups"])
+        committed = tuple(_unpack_weights(str(i), tensors["groups"]) for i in range(len(groups)))
+        server = tuple(
+            {
+                name.removeprefix(f"{i}.server."): value
+                for name, value in tensors["groups"].items()
+                if name.startswith(f"{i}.server.")
+            }
+            for i in range(len(groups))
+        )
+        best = manifest["best"]
+        if best is not None:
+            count = len({name.partition(".")[0] for name in tensors["best"]})
+            kept = tuple(_unpack_weights(str(i), tensors["best"]) for i in range(count))
+            best = Best(best["loss"], best["epoch"], kept)
+        workers = {
+            int(worker): WorkerState(tensors[f"worker-{int(worker):03d}"], efficiency)
+            for worker, efficiency in manifest["efficiency"].items()
+        }
+        state = RunState(
+            round_index=manifest["round_index"],
+            groups=groups,
+            committed=committed,
+            server=server,
+            fresh=frozenset(manifest["fresh"]),
+            barren=manifest["barren"],
+            best=best,
+            totals=Totals(**manifest["totals"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint lacks {error}; it was written by another version") from error
+    return state, workers
+
+
+def _pack_weights(prefix: str, weights: Weights) -> dict[str, Tensor]:
+    return {f"{prefix}.vector": weights.vector, f"{prefix}.integers": weights.integers}
+
+
+def _unpack_weights(prefix: str, tensors: Mapping[str, Tensor]) -> Weights:
+    return Weights(tensors[f"{prefix}.vector"], tensors[f"{prefix}.integers"])

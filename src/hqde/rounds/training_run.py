@@ -1,0 +1,131 @@
+"""A whole training: engine, artefact, final figures, in one run directory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+from hqde.backends import make_backend
+from hqde.ensemble import Ensemble, describe_evaluation
+from hqde.rounds.engine import Engine, Result
+from hqde.rounds.events import Event, Listener, Listeners
+from hqde.rounds.experiment import Experiment
+from hqde.rounds.run_directory import RunDirectory
+
+
+def train_run(
+    experiment: Experiment,
+    directory: RunDirectory,
+    *,
+    config_toml: str,
+    provenance: dict[str, Any],
+    backend: str = "local",
+    checkpoint_every: int = 1,
+    listeners: tuple[Listener, ...] = (),
+    resume: bool = False,
+) -> tuple[Result, dict[str, Any]]:
+    """Train, judge on the test split, and leave everything in ``directory``.
+
+    Nothing is written before the experiment has been checked against the data and the models.
+
+    Args:
+        experiment: what to train.
+        directory: must be empty, or hold the run to resume.
+        config_toml: the resolved configuration, written as it is.
+        provenance: plain JSON for the artefact's manifest.
+        backend: name of the backend.
+        checkpoint_every: epochs between checkpoints.
+        listeners: told of rounds and events after the directory.
+        resume: go on from the newest checkpoint.
+
+    Returns:
+        the engine's result, and what was written to ``metrics.json``.
+
+    Raises:
+        HqdeError: the sentence says what does not fit.
+        KeyboardInterrupt: passed on after an ``interrupted`` event was recorded.
+    """
+    if resume:
+        directory.require_run()
+    else:
+        directory.refuse_if_taken()
+    listener = Listeners((directory, *listeners))
+    engine = Engine(
+        experiment,
+        make_backend(backend),
+        listener=listener,
+        store=directory.store,
+        checkpoint_every=checkpoint_every,
+        provenance=provenance,
+    )
+    engine.prepare()
+    if not resume:
+        directory.create(config_toml)
+    try:
+        result = engine.run(resume=resume)
+    except KeyboardInterrupt:
+        saved = directory.store.rounds()
+        at = f"the checkpoint of round {saved[-1]} stays" if saved else "no round was finished"
+        listener.on_event(Event("interrupted", saved[-1] if saved else 0, None, f"by the user; {at}"))
+        raise
+    result.ensemble.save(directory.artefact)
+    metrics = final_metrics(experiment, result, backend=backend)
+    directory.write_evaluation(describe_evaluation(result.ensemble, experiment.splits.test))
+    directory.write_metrics(metrics)
+    return result, metrics
+
+
+def final_metrics(experiment: Experiment, result: Result, *, backend: str) -> dict[str, Any]:
+    """The figures of ``metrics.json``: the uncalibrated ensemble on the test split, and what it cost."""
+    ensemble, totals = result.ensemble, result.state.totals
+    raw = Ensemble(
+        ensemble.members,
+        schema=ensemble.schema,
+        normalization=ensemble.normalization,
+        target_scale=ensemble.target_scale,
+        loss=ensemble.loss,
+        combiner=ensemble.combiner,
+    )
+    test = experiment.splits.test
+    metrics = raw.evaluate(test).to_dict()
+    calibrated = ensemble.evaluate(test).to_dict()
+    kept = ("accuracy", "nll", "brier", "ece", "rmse", "crps")
+    metrics["calibrated"] = {key: calibrated[key] for key in kept if key in calibrated}
+    metrics["temperature"] = ensemble.temperature
+    samples_per_s = totals.worker_samples / totals.train_s if totals.train_s else None
+    metrics["train"] = {
+        "wall_s": totals.wall_s,
+        "worker_samples": totals.worker_samples,
+        "worker_samples_per_s": samples_per_s,
+        "peak_rss_bytes": _peak_rss_bytes(),
+        "rounds": result.state.round_index,
+        "stopped_early_at_epoch": result.stopped_early,
+    }
+    sent, dense = totals.sent_bytes, totals.dense_bytes
+    metrics["communication"] = {
+        "rounds": totals.synchronisations,
+        "sent_bytes": sent,
+        "dense_bytes": dense,
+        "ratio": dense / sent if sent else None,
+    }
+    metrics["faults"] = {
+        "failures": totals.failures,
+        "restarts": totals.resumes,
+        "rejected": totals.rejected,
+        "skipped": totals.skipped,
+    }
+    return metrics | {
+        "backend": backend,
+        "workers": experiment.num_workers,
+        "groups": experiment.num_groups,
+        "seed": experiment.seed,
+        "data": experiment.splits.name,
+        "model": experiment.model.name,
+    }
+
+
+def _peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far; ``ru_maxrss`` is in KiB on Linux, bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

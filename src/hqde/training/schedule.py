@@ -1,0 +1,52 @@
+"""The learning rate as a pure function of how far the run has come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then cosine decay to zero, with one restart when groups branch.
+
+    With progress p in [0, 1], warm-up fraction u, restart at r with level q:
+
+        p < u:        p / u
+        u ≤ p < r:    ½ (1 + cos(π (p - u) / (1 - u)))
+        r ≤ p:        q · ½ (1 + cos(π (p - r) / (1 - r)))
+
+    Args:
+        kind: ``"cosine"``, or ``"constant"`` (1 after warm-up, and no restart).
+        warmup: u, fraction of the run.
+        restart_at: r, fraction of the run; ``None`` for no restart.
+        restart_level: q, fraction of the peak.
+
+    Example:
+        >>> Schedule(warmup=0.1).factor(0.05)
+        0.5
+        >>> Schedule(warmup=0.0, restart_at=0.5, restart_level=0.6).factor(0.5)
+        0.6
+
+    Source: Loshchilov & Hutter 2017 (SGDR).
+    """
+
+    kind: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.05
+    restart_at: float | None = None
+    restart_level: float = 0.67
+
+    def factor(self, progress: float) -> float:
+        """Fraction of the peak rate at ``progress``, itself a fraction of the run."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.kind == "constant":
+            return 1.0
+        if self.restart_at is not None and progress >= self.restart_at:
+            return self.restart_level * _cosine(progress, self.restart_at)
+        return _cosine(progress, self.warmup)
+
+
+def _cosine(progress: float, start: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - start) / (1.0 - start)))

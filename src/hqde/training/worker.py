@@ -1,0 +1,273 @@
+"""One worker's life: load the committed weights, train a round, hand in an update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hqde.aggregation import Update
+from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
+from hqde.models import ModelSpec, call_model
+from hqde.seeding import generator, seeded
+from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
+from hqde.training.objective import check_outputs, example_losses
+from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from hqde.training.recipe import Recipe
+from hqde.training.schedule import Schedule
+from hqde.weights import Layout, Weights
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All a worker needs to know before its first round; the same wherever it runs.
+
+    Attributes:
+        worker_id: 0, 1, …
+        model: architecture.
+        dropout_rate: this worker's; ``None`` leaves the architecture's default.
+        recipe: this worker's, with its group's overrides and its own learning rate applied.
+        schedule: learning rate over the run.
+        schema, normalization, target_scale: what the data look like and how they enter the model.
+        augmentation: of images, while training.
+        seed: the run's seed; every stream of the worker is derived from it and ``worker_id``.
+        device: where to train, e.g. ``"cpu"`` or ``"cuda:0"``.
+    """
+
+    worker_id: int
+    model: ModelSpec
+    dropout_rate: float | None
+    recipe: Recipe
+    schedule: Schedule
+    schema: Schema
+    normalization: Normalization
+    target_scale: TargetScale
+    augmentation: Augmentation
+    seed: int
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Order:
+    """One round's work for one worker.
+
+    Attributes:
+        worker_id, round_index, attempt: what the resulting update will be tagged with.
+        epoch: 1, 2, …; chooses the data order.
+        start: weights last committed for the worker's group.
+        keep_buffers: leave the worker's own buffers (BatchNorm statistics) in place when loading ``start``.
+        fresh_optimizer: forget the optimizer's state first (after a rejected update).
+        shard: ``(k,)`` int64 indices of the worker's examples in this epoch.
+        first_batch, num_batches: which of the epoch's batches; ``None`` means all that are left.
+        progress: fractions of the run at the round's start and end.
+    """
+
+    worker_id: int
+    round_index: int
+    attempt: int
+    epoch: int
+    start: Weights
+    keep_buffers: bool
+    fresh_optimizer: bool
+    shard: Tensor
+    first_batch: int
+    num_batches: int | None
+    progress: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker carries from round to round besides the committed weights.
+
+    Attributes:
+        tensors: optimizer state, loss scaler, and the worker's own buffers.
+        efficiency: its efficiency score.
+    """
+
+    tensors: dict[str, Tensor]
+    efficiency: float
+
+
+class Worker:
+    """A training replica. Bits depend on the spec and the orders alone, never on where or when it runs."""
+
+    def __init__(self, spec: WorkerSpec, examples: Examples) -> None:
+        self.spec = spec
+        self._examples = examples
+        self._device = torch.device(spec.device)
+        with seeded(spec.seed, "worker", spec.worker_id, "build"):
+            model = spec.model.build(dropout_rate=spec.dropout_rate)
+        self.layout = Layout.of(model)
+        self._model = model.to(self._device)
+        if spec.recipe.channels_last:
+            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._loss = spec.recipe.loss_for(spec.schema.task)
+        self._optimizer = make_optimizer(self._model, spec.recipe)
+        self._scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+            self._device.type, enabled=spec.recipe.precision == "fp16-mixed"
+        )
+        self._efficiency = INITIAL_EFFICIENCY
+
+    def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
+        """Train one round and hand in the update.
+
+        Args:
+            order: what to do; ``order.worker_id`` must be this worker's.
+            on_step: called with (batches done, batches in the round) after every step.
+        """
+        began = time.perf_counter()
+        spec = self.spec
+        self.layout.write(order.start, self._model, with_buffers=not order.keep_buffers)
+        if order.fresh_optimizer:
+            self._optimizer = make_optimizer(self._model, spec.recipe)
+        batches = list(epoch_batches(order, seed=spec.seed, batch_size=spec.recipe.batch_size))
+        loss_sum = correct = torch.zeros((), device=self._device)
+        step_losses: list[Tensor] = []
+        num_samples, rate = 0, self._rate(order.progress[0])
+        self._model.train()
+        with seeded(
+            spec.seed, "worker", spec.worker_id, "round", order.round_index, device=self._device
+        ):
+            draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
+            for step, index in enumerate(batches):
+                first, last = order.progress
+                rate = self._rate(first + (last - first) * (step + 1) / len(batches))
+                losses, outputs, targets = self._step(index, rate, draws)
+                loss_sum = loss_sum + losses.sum()
+                step_losses.append(losses.mean())
+                if self._loss == "cross_entropy":
+                    correct = correct + (outputs.argmax(dim=1) == targets).sum()
+                num_samples += len(index)
+                if on_step is not None:
+                    on_step(step + 1, len(batches))
+        # Read after the round, not in it: on a GPU every look at a number waits for the device.
+        for loss in torch.stack(step_losses).tolist() if step_losses else ():
+            self._efficiency = update_efficiency(self._efficiency, loss)
+        local = self.layout.read(self._model)
+        seen = max(1, num_samples)
+        return Update(
+            worker_id=spec.worker_id,
+            round_index=order.round_index,
+            attempt=order.attempt,
+            delta=local.vector.sub_(order.start.vector),
+            integers=local.integers,
+            num_samples=num_samples,
+            loss=float(loss_sum) / seen if num_samples else float("nan"),
+            accuracy=float(correct) / seen if self._loss == "cross_entropy" else None,
+            learning_rate=rate,
+            efficiency=self._efficiency,
+            seconds=time.perf_counter() - began,
+        )
+
+    def check(self, index: Tensor) -> None:
+        """Run a few examples through the model without training.
+
+        Raises:
+            PreconditionError: the output does not fit the task.
+        """
+        inputs, _ = self._batch(index, None)
+        self._model.eval()
+        with torch.inference_mode(), self._autocast():
+            outputs = call_model(self._model, inputs)
+        check_outputs(
+            outputs, num_examples=len(index), loss=self._loss, num_classes=self.spec.schema.num_classes
+        )
+
+    def state(self) -> WorkerState:
+        """Copies of what must survive a restart."""
+        tensors = {f"optimizer.{k}": v for k, v in optimizer_tensors(self._optimizer).items()}
+        own = self.layout.read(self._model)
+        tensors["buffers"] = own.vector[self.layout.num_parameters :].clone()
+        tensors["integers"] = own.integers
+        if self._scaler.is_enabled():
+            scale = self._scaler.state_dict()
+            tensors["scaler"] = torch.tensor([scale["scale"], scale["_growth_tracker"]], dtype=torch.float64)
+        return WorkerState(tensors, self._efficiency)
+
+    def load_state(self, state: WorkerState, committed: Weights) -> None:
+        """Put back what ``state`` gave, on top of the weights committed at that time."""
+        buffers, integers = state.tensors["buffers"], state.tensors["integers"]
+        vector = torch.cat([committed.vector[: self.layout.num_parameters], buffers])
+        self.layout.write(Weights(vector, integers), self._model)
+        prefix = "optimizer."
+        load_optimizer_tensors(
+            self._optimizer,
+            {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)},
+        )
+        if self._scaler.is_enabled() and "scaler" in state.tensors:
+            scale, tracker = state.tensors["scaler"].tolist()
+            self._scaler.load_state_dict(
+                self._scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}
+            )
+        self._efficiency = state.efficiency
+
+    def _rate(self, progress: float) -> float:
+        return self.spec.recipe.learning_rate * self.spec.schedule.factor(progress)
+
+    def _step(self, index: Tensor, rate: float, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, targets = self._batch(index, draws)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            outputs = call_model(self._model, inputs)
+        recipe = self.spec.recipe
+        losses = example_losses(outputs, targets, self._loss, label_smoothing=recipe.label_smoothing)
+        self._scaler.scale(losses.mean()).backward()
+        if recipe.clip_norm:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm, foreach=True)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return losses.detach(), outputs.detach(), targets
+
+    def _batch(self, index: Tensor, draws: torch.Generator | None) -> tuple[Inputs, Tensor]:
+        spec = self.spec
+        inputs, targets = self._examples.fetch(index)
+        if draws is not None and spec.augmentation.enabled and isinstance(inputs, Tensor):
+            inputs = spec.augmentation(inputs, draws)
+        inputs = _to_device(spec.normalization.apply(inputs), self._device)
+        if spec.recipe.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs, spec.target_scale.apply(targets).to(self._device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        precision = self.spec.recipe.precision
+        dtype = torch.float16 if precision == "fp16-mixed" else torch.bfloat16
+        return torch.autocast(self._device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def epoch_batches(order: Order, *, seed: int, batch_size: int) -> Iterator[Tensor]:
+    """The index tensors of the round's batches, in the worker's own order of this epoch.
+
+    A last batch of a single example is left out when there are others: batch normalisation cannot train on it.
+    """
+    draws = generator(seed, "worker", order.worker_id, "order", order.epoch)
+    shuffled = order.shard[torch.randperm(len(order.shard), generator=draws)]
+    batches = list(shuffled.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches.pop()
+    last = None if order.num_batches is None else order.first_batch + order.num_batches
+    yield from batches[order.first_batch : last]
+
+
+def count_batches(num_examples: int, batch_size: int) -> int:
+    """Batches of an epoch over a shard of ``num_examples``, as ``epoch_batches`` cuts them.
+
+    >>> count_batches(257, 128), count_batches(258, 128), count_batches(1, 128), count_batches(3, 1)
+    (2, 3, 1, 3)
+    """
+    full, rest = divmod(num_examples, batch_size)
+    return max(1, full + (rest > 1))
+
+
+def _to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, dict):
+        return {name: value.to(device) for name, value in inputs.items()}
+    return tuple(value.to(device) for value in inputs)
