@@ -1,0 +1,33 @@
+"""The trained ensemble: members, combiners, calibration, evaluation, and the artefact it is saved as."""
+
+from hqde.ensemble.calibration import apply_temperature, fit_temperature
+from hqde.ensemble.combiners import (
+    COMBINERS,
+    Combiner,
+    EfficiencyCombiner,
+    LogPoolCombiner,
+    MeanCombiner,
+    make_combiner,
+)
+from hqde.ensemble.description import describe_evaluation, encode_images
+from hqde.ensemble.ensemble import Ensemble
+from hqde.ensemble.evaluation import Evaluation
+from hqde.ensemble.members import Member
+from hqde.ensemble.module import EnsembleModule
+
+__all__ = [
+    "COMBINERS",
+    "Combiner",
+    "EfficiencyCombiner",
+    "Ensemble",
+    "EnsembleModule",
+    "Evaluation",
+    "LogPoolCombiner",
+    "MeanCombiner",
+    "Member",
+    "apply_temperature",
+    "describe_evaluation",
+    "encode_images",
+    "fit_temperature",
+    "make_combiner",
+]

@@ -1,0 +1,339 @@
+"""The trained thing: members, how inputs are prepared, and how predictions become one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hqde.data import Normalization, Schema, TargetScale, as_examples
+from hqde.ensemble.artefact import read_artefact, write_artefact
+from hqde.ensemble.calibration import apply_temperature, check_temperature, fit_temperature
+from hqde.ensemble.combiners import Combiner, MeanCombiner
+from hqde.ensemble.evaluation import Evaluation, evaluate_classification, evaluate_regression
+from hqde.ensemble.inputs import input_batches, labelled_batches
+from hqde.ensemble.members import Member
+from hqde.ensemble.module import EnsembleModule
+from hqde.ensemble.prediction import LOSSES, Loss, predict_members
+from hqde.ensemble.regression import pool_normals, split_variance
+from hqde.errors import ConfigError, DataError, PreconditionError, did_you_mean
+from hqde.metrics import Uncertainty, uncertainty
+
+BATCH_SIZE = 512
+
+
+class Ensemble:
+    """Several trained models that predict together.
+
+    Data are given raw, in the units they had in training; normalisation happens inside. Every method takes a
+    tensor, array, list of rows, or a tuple or dict of them, ``Examples``, a ``Dataset`` or a ``DataLoader``
+    (its rows in dataset order, its targets ignored); a tuple given to a ``predict`` method holds several
+    inputs, one given to ``evaluate`` or ``calibrate`` is ``(X, y)``. Results are on the CPU and outside of
+    autograd, and agree to about 1e-6 for any ``batch_size``.
+
+    Args:
+        members: at least one; ids are unique.
+        schema: task, classes and input shape.
+        normalization: of the raw inputs.
+        target_scale: of regression targets; identity if None.
+        combiner: how member predictions become one; for regression its weights mix normal distributions.
+        temperature: divides the logarithm of the combined probabilities; 1 leaves them alone.
+        loss: what the models' outputs mean: ``cross_entropy`` (logits), ``mse`` (mean) or ``gaussian_nll``
+            (mean and log-variance of the standardised target). By default the first that fits the task.
+        metrics: figures to keep in the artefact; plain JSON without times, so that equal training gives equal
+            artefacts.
+        provenance: how the ensemble was trained; plain JSON without times or paths.
+
+    >>> from hqde.models import ModelSpec
+    >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 2, "out_features": 3})
+    >>> schema = Schema("classification", "tabular", ("a", "b", "c"), (2,))
+    >>> members = [Member(index, spec, spec.build()) for index in range(4)]
+    >>> ensemble = Ensemble(members, schema=schema, normalization=Normalization.identity())
+    >>> ensemble
+    Ensemble(4 members, classification of 3 classes, combiner 'mean', temperature 1)
+    >>> ensemble.predict_proba([[0.0, 1.0], [2.0, 3.0]]).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        schema: Schema,
+        normalization: Normalization,
+        target_scale: TargetScale | None = None,
+        combiner: Combiner | None = None,
+        temperature: float = 1.0,
+        loss: Loss | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.members = tuple(members)
+        self.schema = schema
+        self.normalization = normalization
+        self.target_scale = TargetScale() if target_scale is None else target_scale
+        self.combiner: Combiner = MeanCombiner() if combiner is None else combiner
+        self.temperature = float(temperature)
+        self.loss: Loss = _check_loss(loss, schema)
+        self.metrics: dict[str, Any] = dict(metrics or {})
+        self.provenance: dict[str, Any] = dict(provenance or {})
+        ids = [member.member_id for member in self.members]
+        if not ids or len(set(ids)) < len(ids):
+            raise PreconditionError(f"an ensemble needs at least one member and unique ids, got {ids}.")
+        check_temperature(self.temperature)
+        if schema.task == "regression" and not self.combiner.pools_normals:
+            raise ConfigError(
+                f"combiner {self.combiner.name!r} pools class probabilities only: use 'mean' or 'efficiency'."
+            )
+        if schema.task == "regression" and self.temperature != 1.0:
+            raise ConfigError(f"a temperature ({self.temperature}) is for classification: leave it at 1.")
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __repr__(self) -> str:
+        classes = f" of {self.schema.num_classes} classes" if self.schema.task == "classification" else ""
+        return (
+            f"Ensemble({len(self)} member{'s' if len(self) > 1 else ''}, {self.schema.task}{classes}, "
+            f"combiner {self.combiner.name!r}, temperature {self.temperature:.4g})"
+        )
+
+    @property
+    def member_ids(self) -> tuple[int, ...]:
+        """The members' ids, in the order of their predictions."""
+        return tuple(member.member_id for member in self.members)
+
+    @property
+    def scores(self) -> Tensor:
+        """The members' efficiency scores, (m,) float64."""
+        return torch.tensor([member.score for member in self.members], dtype=torch.float64)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the members' weights are."""
+        for member in self.members:
+            for tensor in (*member.model.parameters(), *member.model.buffers()):
+                return tensor.device
+        return torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> Ensemble:
+        """Move the members' models to ``device``, in place; ensembles that share them move along."""
+        for member in self.members:
+            member.model.to(device)
+        return self
+
+    def predict_members(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Tensor:
+        """What each member predicts by itself, without combiner and temperature.
+
+        Returns:
+            (m, n, c) probabilities; for regression (m, n, 2) mean and variance in target units (variance 0
+            for models trained on MSE).
+
+        Raises:
+            PreconditionError: the rows have another shape than in training.
+            NonFiniteError: an input or a member's output is NaN or infinite.
+            DataError: the data cannot be read as rows of numbers.
+        """
+        return self._predict(input_batches(data, batch_size=batch_size))
+
+    def predict_labelled(self, data: Any, *, batch_size: int = BATCH_SIZE) -> tuple[Tensor, Tensor]:
+        """``predict_members`` and the targets (n,), from one reading of labelled data.
+
+        Raises:
+            DataError: a label is not one of the classes, or as in ``predict_members``.
+        """
+        examples = as_examples(data, task=self.schema.task)
+        targets: list[Tensor] = []
+
+        def inputs_of_batches() -> Any:
+            for batch in labelled_batches(examples, batch_size=batch_size):
+                targets.append(batch.targets)
+                yield batch.inputs
+
+        predictions = self._predict(inputs_of_batches())
+        found = torch.cat(targets) if targets else examples.targets
+        self._check_targets(found)
+        return predictions, found
+
+    def combine(self, member_predictions: Tensor) -> Tensor:
+        """The ensemble's prediction from those of its members, temperature included.
+
+        Args:
+            member_predictions: as ``predict_members`` returns them, (m, n, c) or (m, n, 2).
+
+        Returns:
+            (n, c) probabilities, or (n, 2) mean and variance: the mean of the means, and by the law of total
+            variance the mean of the variances plus the variance of the means.
+        """
+        if self.schema.task == "regression":
+            return pool_normals(member_predictions, self.combiner.weights(self.scores))
+        return apply_temperature(self.combiner.combine(member_predictions, self.scores), self.temperature)
+
+    def predict_proba(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Tensor:
+        """Class probabilities (n, c) of the whole ensemble, with the fitted temperature.
+
+        Raises:
+            PreconditionError: the ensemble is for regression, or as in ``predict_members``.
+        """
+        if self.schema.task == "regression":
+            raise PreconditionError("a regression ensemble has no class probabilities: use predict.")
+        return self.combine(self.predict_members(data, batch_size=batch_size))
+
+    def predict(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Tensor:
+        """The most probable class (n,) int64, or for regression the mean (n,) in target units."""
+        combined = self.combine(self.predict_members(data, batch_size=batch_size))
+        return combined[:, 0] if self.schema.task == "regression" else combined.argmax(dim=1)
+
+    def predict_uncertainty(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Uncertainty:
+        """How unsure the ensemble is about each row, and why: total = aleatoric + epistemic, each (n,).
+
+        Classification, in nats, from the members' raw probabilities with equal weights: total is the entropy
+        of the mean, aleatoric the mean entropy, epistemic their difference, the mutual information between
+        prediction and member. Regression, in squared target units: total variance = mean variance of the
+        members (aleatoric) + variance of their means (epistemic), by the combiner's weights.
+        """
+        return self.split_uncertainty(self.predict_members(data, batch_size=batch_size))
+
+    def split_uncertainty(self, member_predictions: Tensor) -> Uncertainty:
+        """``predict_uncertainty`` from predictions at hand, as ``predict_members`` returns them."""
+        if self.schema.task == "regression":
+            return split_variance(member_predictions, self.combiner.weights(self.scores))
+        if member_predictions.shape[1] == 0:
+            return Uncertainty(*torch.zeros(3, 0, dtype=torch.float64))
+        return uncertainty(member_predictions)
+
+    def evaluate(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Evaluation:
+        """Figures on labelled data: the ensemble's, each member's, and their diversity.
+
+        Raises:
+            DataError: there are no labels, or one is not one of the classes.
+        """
+        return self.evaluate_predictions(*self.predict_labelled(data, batch_size=batch_size))
+
+    def evaluate_predictions(self, member_predictions: Tensor, targets: Tensor) -> Evaluation:
+        """``evaluate`` from predictions at hand, as ``predict_labelled`` returns them."""
+        if len(targets) == 0:
+            raise PreconditionError("there are 0 rows to evaluate on: give at least one.")
+        combined, ids = self.combine(member_predictions), self.member_ids
+        if self.schema.task == "regression":
+            return evaluate_regression(member_predictions, combined, targets, member_ids=ids, loss=self.loss)
+        return evaluate_classification(member_predictions, combined, targets, member_ids=ids)
+
+    def calibrate(self, validation: Any, *, batch_size: int = BATCH_SIZE) -> Ensemble:
+        """A new ensemble of the same members, its temperature fitted on held-out rows.
+
+        The temperature minimises the NLL of the combined probabilities, and never raises it on these rows.
+
+        Raises:
+            PreconditionError: the ensemble is for regression, or there are no rows.
+        """
+        if self.schema.task == "regression":
+            raise PreconditionError("temperature calibration is for classification: skip it for regression.")
+        members, targets = self.predict_labelled(validation, batch_size=batch_size)
+        return self.with_temperature(fit_temperature(self.combiner.combine(members, self.scores), targets))
+
+    def with_temperature(self, temperature: float) -> Ensemble:
+        """A new ensemble of the same members with another temperature."""
+        return Ensemble(
+            self.members,
+            schema=self.schema,
+            normalization=self.normalization,
+            target_scale=self.target_scale,
+            combiner=self.combiner,
+            temperature=temperature,
+            loss=self.loss,
+            metrics=self.metrics,
+            provenance=self.provenance,
+        )
+
+    def to_torch_module(self) -> EnsembleModule:
+        """A module whose ``forward`` takes raw inputs and returns what ``combine`` would, for export.
+
+        It shares the members' models. Its state's names are stable: ``members.0.…``, ``input_mean``, ….
+        """
+        return EnsembleModule(
+            [member.model for member in self.members],
+            schema=self.schema,
+            normalization=self.normalization,
+            target_scale=self.target_scale,
+            combiner=self.combiner,
+            weights=self.combiner.weights(self.scores),
+            temperature=self.temperature,
+            loss=self.loss,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artefact: a directory of ``manifest.json`` and ``member-000.safetensors``, … .
+
+        Atomic; an older artefact at ``path`` is replaced. Equal ensembles give equal bytes.
+
+        Raises:
+            PreconditionError: ``path`` holds other files, or a member could not be built again from its spec.
+            ArtefactError: the disk refuses.
+        """
+        write_artefact(
+            path,
+            members=self.members,
+            schema=self.schema,
+            normalization=self.normalization,
+            target_scale=self.target_scale,
+            combiner=self.combiner,
+            temperature=self.temperature,
+            loss=self.loss,
+            metrics=self.metrics,
+            provenance=self.provenance,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model_class: Callable[..., nn.Module] | Mapping[str, Callable[..., nn.Module]] | None = None,
+    ) -> Ensemble:
+        """The ensemble that ``save`` wrote, on the CPU; predictions are the same bit for bit.
+
+        Model classes of your own are imported by the name the artefact holds, which runs their module's code:
+        load artefacts of people you trust.
+
+        Args:
+            path: the artefact's directory.
+            model_class: your model's class where it cannot be imported (because it was defined in a script or
+                notebook), or a dict of classes by saved name where there are several.
+
+        Raises:
+            ArtefactError: a file is missing, altered or cut short, of a newer format, or does not fit its
+                architecture; or a class cannot be imported.
+        """
+        return cls(**read_artefact(path, model_class=model_class))
+
+    def _predict(self, batches: Any) -> Tensor:
+        return predict_members(
+            self.members,
+            batches,
+            schema=self.schema,
+            normalization=self.normalization,
+            target_scale=self.target_scale,
+            loss=self.loss,
+            device=self.device,
+        )
+
+    def _check_targets(self, targets: Tensor) -> None:
+        if self.schema.task == "classification" and len(targets):
+            low, high, most = int(targets.min()), int(targets.max()), self.schema.num_classes - 1
+            if low < 0 or high > most:
+                raise DataError(f"labels lie in {low}..{high}, and the classes are 0..{most}: correct them.")
+
+
+def _check_loss(loss: Loss | None, schema: Schema) -> Loss:
+    fitting = tuple(
+        known for known in LOSSES if (known == "cross_entropy") == (schema.task == "classification")
+    )
+    if loss is None:
+        return fitting[0]
+    if loss not in fitting:
+        raise ConfigError(f"loss {loss!r} does not fit {schema.task}: {did_you_mean(str(loss), fitting)}")
+    return loss

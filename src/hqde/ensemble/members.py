@@ -1,0 +1,46 @@
+"""One model of an ensemble, and how to build it again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from hqde.errors import NonFiniteError, PreconditionError
+from hqde.models import ModelSpec
+
+
+@dataclass
+class Member:
+    """One trained model.
+
+    Args:
+        member_id: the group the model comes from, at least 0; unique in an ensemble.
+        spec: the architecture; ``spec.build(dropout_rate=dropout_rate)`` gives a model of the same shape.
+        model: the trained module. It is put into evaluation mode here and before each prediction.
+        score: the efficiency score, finite; what ``EfficiencyCombiner`` weighs by.
+        dropout_rate: the rate the model was built with, or None for the one in the spec's options.
+
+    >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 2, "out_features": 3})
+    >>> Member(0, spec, spec.build()).num_parameters
+    9
+    """
+
+    member_id: int
+    spec: ModelSpec
+    model: nn.Module
+    score: float = 1.0
+    dropout_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.member_id < 0:
+            raise PreconditionError(f"a member's id is at least 0, got {self.member_id}.")
+        if not math.isfinite(self.score):
+            raise NonFiniteError(f"member {self.member_id} has the score {self.score}: scores are finite.")
+        self.model.eval()
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the model's parameters hold; buffers do not count."""
+        return sum(parameter.numel() for parameter in self.model.parameters())

@@ -1,0 +1,127 @@
+"""What members predict: raw inputs in, class probabilities or normal distributions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hqde.data import Inputs, Normalization, Schema, TargetScale, num_rows
+from hqde.ensemble.inputs import check_finite, check_inputs, move_inputs
+from hqde.ensemble.members import Member
+from hqde.errors import NonFiniteError, PreconditionError
+from hqde.models import call_model
+
+Loss: TypeAlias = Literal["cross_entropy", "mse", "gaussian_nll"]
+"""What a model's outputs mean: logits, a mean, or a mean and a log-variance."""
+
+LOSSES: tuple[Loss, ...] = ("cross_entropy", "mse", "gaussian_nll")
+
+LOG_VARIANCE_BOUNDS = (-10.0, 10.0)
+"""Log-variances of standardised targets are read within these bounds, as in training."""
+
+
+def predict_members(
+    members: Sequence[Member],
+    batches: Iterable[Inputs],
+    *,
+    schema: Schema,
+    normalization: Normalization,
+    target_scale: TargetScale,
+    loss: Loss,
+    device: torch.device,
+) -> Tensor:
+    """Every member's prediction for every row; each batch is read and normalised once.
+
+    Args:
+        members: m of them, all on ``device``.
+        batches: raw inputs, rows first.
+        schema, normalization, target_scale, loss: what the members were trained with.
+        device: where the members are.
+
+    Returns:
+        (m, n, c) float32 on the CPU: probabilities, or for regression (m, n, 2) mean and variance in the
+        units of the targets.
+
+    Raises:
+        PreconditionError: inputs or outputs have another shape than expected.
+        NonFiniteError: an input, or a member's output, is NaN or infinite.
+    """
+    parts: list[list[Tensor]] = [[] for _ in members]
+    first_row = 0
+    with torch.inference_mode():
+        for inputs in batches:
+            check_inputs(inputs, schema)
+            rows = num_rows(inputs)
+            if rows == 0:
+                continue
+            ready = normalization.apply(inputs)
+            check_finite(ready, first_row=first_row)
+            ready = move_inputs(ready, device)
+            for member, part in zip(members, parts, strict=True):
+                member.model.eval()
+                outputs = call_model(member.model, ready)
+                check_outputs(outputs, member=member, rows=rows, schema=schema, loss=loss)
+                found = interpret_outputs(outputs, loss=loss, target_scale=target_scale)
+                _check_prediction(found, member, first_row)
+                part.append(found.cpu())
+            first_row += rows
+        width = schema.num_classes if schema.task == "classification" else 2
+        empty = torch.zeros(0, width)
+        stacked = torch.stack([torch.cat(part) if part else empty for part in parts])
+    return stacked.clone()  # outside inference mode: an ordinary tensor, which autograd code may use
+
+
+def interpret_outputs(outputs: Tensor, *, loss: Loss, target_scale: TargetScale) -> Tensor:
+    """A model's outputs as a prediction, in float32.
+
+    ``cross_entropy``: ``softmax`` of the logits. ``mse``: the mean in target units, with variance 0.
+    ``gaussian_nll``: ``mean = a + b z``, ``variance = b² exp(log-variance)``, for the target scale ``a, b``.
+
+    Args:
+        outputs: (n, c) logits, (n, 1) or (n,) means, or (n, 2) means and log-variances.
+        loss: which of these.
+        target_scale: undoes the standardisation of the targets.
+
+    Returns:
+        (n, c) probabilities, or (n, 2) mean and variance.
+
+    >>> interpret_outputs(torch.tensor([[1.0, 0.0]]), loss="gaussian_nll", target_scale=TargetScale(5.0, 2.0))
+    tensor([[7., 4.]])
+    """
+    outputs = outputs.float()
+    if loss == "cross_entropy":
+        return torch.softmax(outputs, dim=1)
+    if loss == "mse":
+        mean = target_scale.invert(outputs.reshape(-1))
+        return torch.stack([mean, torch.zeros_like(mean)], dim=1)
+    mean, log_variance = outputs.unbind(dim=1)
+    variance = torch.exp(log_variance.clamp(*LOG_VARIANCE_BOUNDS))
+    return torch.stack([target_scale.invert(mean), target_scale.invert_variance(variance)], dim=1)
+
+
+def check_outputs(outputs: Tensor, *, member: Member, rows: int, schema: Schema, loss: Loss) -> None:
+    """Refuse outputs whose shape does not fit the task.
+
+    Raises:
+        PreconditionError: with the shape found and the shape expected.
+    """
+    width = {"cross_entropy": schema.num_classes, "mse": 1, "gaussian_nll": 2}[loss]
+    found = tuple(outputs.shape)
+    if found != (rows, width) and not (loss == "mse" and found == (rows,)):
+        raise PreconditionError(
+            f"member {member.member_id} returns shape {found}, expected {(rows, width)} for loss {loss!r}: "
+            "give it a model with that many outputs."
+        )
+
+
+def _check_prediction(found: Tensor, member: Member, first_row: int) -> None:
+    bad = ~torch.isfinite(found).all(dim=1)
+    if bool(bad.any()):
+        row = first_row + int(bad.nonzero()[0])
+        raise NonFiniteError(
+            f"member {member.member_id} predicts NaN or infinity in {int(bad.sum())} rows (first: {row}): "
+            "leave the member out or retrain it."
+        )
