@@ -14,7 +14,7 @@ from hqde.metrics.diversity import (
     q_statistic,
 )
 from hqde.metrics.regression import crps_gaussian, gaussian_nll, rmse
-from hqde.metrics.uncertainty import Uncertainty, uncertainty
+from hqde.metrics.decomposition import Uncertainty, uncertainty
 
 __all__ = [
     "ReliabilityBins",

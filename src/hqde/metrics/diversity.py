@@ -62,8 +62,8 @@ def q_statistic(member_probs: Tensor, targets: Tensor) -> Tensor:
     """Yule's Q of being right, averaged over pairs of members.
 
     For one pair ``Q = (N11 N00 - N01 N10) / (N11 N00 + N01 N10)``, where ``N10`` counts the rows that the
-    first gets right and the second wrong, and so on. 1: they err together; 0: independently; -1: never together.
-    A pair for which that is 0/0, say one always right, shows no association and counts as 0.
+    first gets right and the second wrong, and so on. 1: they err together; 0: independently; -1: never
+    together. A pair for which that is 0/0, say one always right, shows no association and counts as 0.
 
     Args:
         member_probs: ``(m, n, c)`` probabilities.
