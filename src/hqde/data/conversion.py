@@ -73,7 +73,7 @@ def as_examples(data: Any, *, task: Task = "classification") -> Examples:
             as_examples(data.dataset, task=task), torch.as_tensor(data.indices, dtype=torch.int64)
         )
     if is_examples(data):
-        return _with_task(data, task=task)
+        return with_task(data, task=task)
     if isinstance(data, Mapping):
         return _from_dict(data, task=task)
     if isinstance(data, tuple | list) and len(data) == 2:
@@ -95,6 +95,19 @@ def is_examples(data: Any) -> bool:
     (True, False)
     """
     return all(hasattr(type(data), name) for name in ("fetch", "targets", "__len__"))
+
+
+def with_task(examples: Examples, *, task: Task) -> Examples:
+    """The same rows with targets cast for ``task``; what is not HQDE's own kind is taken as it is."""
+    if isinstance(examples, TensorExamples):
+        targets = cast_targets(examples.targets, task)
+        return examples if targets is examples.targets else TensorExamples(examples.inputs, targets)
+    if isinstance(examples, SubsetExamples):
+        base = with_task(examples.examples, task=task)
+        return examples if base is examples.examples else SubsetExamples(base, examples.index)
+    if isinstance(examples, MapExamples):
+        return examples.with_task(task)
+    return examples
 
 
 def as_inputs(data: Any) -> Inputs:
@@ -140,18 +153,6 @@ def _native(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
     return array if array.flags.writeable else array.copy()
-
-
-def _with_task(examples: Examples, *, task: Task) -> Examples:
-    if isinstance(examples, TensorExamples):
-        targets = cast_targets(examples.targets, task)
-        return examples if targets is examples.targets else TensorExamples(examples.inputs, targets)
-    if isinstance(examples, SubsetExamples):
-        base = _with_task(examples.examples, task=task)
-        return examples if base is examples.examples else SubsetExamples(base, examples.index)
-    if isinstance(examples, MapExamples) and examples.task != task:
-        return MapExamples(examples.dataset, examples.collate_fn, task=task)
-    return examples
 
 
 def _from_dict(data: Mapping[str, Any], *, task: Task) -> Examples:

@@ -203,6 +203,14 @@ class MapExamples:
             self._targets = torch.cat(parts)
         return self._targets
 
+    def with_task(self, task: Task) -> MapExamples:
+        """The same rows with targets cast for ``task``; targets that were read already are kept."""
+        if task == self.task:
+            return self
+        other = MapExamples(self.dataset, self.collate_fn, task=task)
+        other._targets = None if self._targets is None else cast_targets(self._targets, task)
+        return other
+
     def __len__(self) -> int:
         return len(self.dataset)
 

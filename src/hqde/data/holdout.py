@@ -43,7 +43,8 @@ def hold_out(
         needed = max(ceil(0.5 / fraction), floor(0.5 / (1 - fraction)) + 1, 2)
         raise DataError(
             f"too few samples for a {purpose} split: {purpose}_fraction={fraction} of {num_rows} rows is "
-            f"{num_held}, leaving {num_rows - num_held}; give at least {needed} rows or another {purpose}_fraction"
+            f"{num_held}, leaving {num_rows - num_held}; give at least {needed} rows "
+            f"or another {purpose}_fraction"
         )
     order = torch.randperm(num_rows, generator=generator(seed, "data", purpose))
     if stratify:

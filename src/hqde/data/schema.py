@@ -140,7 +140,8 @@ def check_targets(targets: Tensor, *, task: Task, classes: Sequence[str] | None)
     if classes is None and num_classes > max(_MOST_UNSEEN, len(targets)):
         raise DataError(
             f"labels out of range: label {num_classes - 1} in row {int(targets.argmax())} would make "
-            f"{num_classes} classes of {len(targets)} rows; number the classes from 0, or use task='regression'"
+            f"{num_classes} classes of {len(targets)} rows; number the classes from 0, "
+            "or use task='regression'"
         )
     return tuple(classes) if classes is not None else tuple(str(label) for label in range(num_classes))
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
 
 import torch
 
 from hqde.data.examples import Examples, Task
 from hqde.data.holdout import hold_out
-from hqde.data.readers import read_source
 from hqde.data.schema import Schema, check_classes_differ, check_inputs, check_targets, describe_inputs
 from hqde.data.source import EncodedExamples, decoded, select
 from hqde.errors import ConfigError, DataError
@@ -36,55 +34,6 @@ class Splits:
     test: Examples
 
 
-def load_splits(
-    source: str,
-    *,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.2,
-    split_seed: int = 0,
-    max_train: int | None = None,
-    task: str | None = None,
-    target: str | None = None,
-) -> Splits:
-    """Read a data set and split it; the same arguments always give the same rows.
-
-    Args:
-        source: what to read; the grammar stands in `hqde.data`.
-        validation_fraction: share of the training rows held out, in (0, 1), class by class.
-        test_fraction: share of all rows kept for testing, in (0, 1); used only where the source has no test
-            split of its own.
-        split_seed: the only thing the drawn rows depend on.
-        max_train: train and validate on this many rows of the training file, the first of a seeded
-            permutation.
-        task: ``"classification"`` or ``"regression"``; inferred from the targets if None.
-        target: the target column of a table.
-
-    Raises:
-        DataError: the source is unknown, missing, damaged, or holds what cannot be trained on.
-        ConfigError: a fraction, ``max_train`` or ``task`` is out of range.
-        MissingExtraError: the source needs the extra ``data``.
-
-    >>> splits = load_splits("digits")
-    >>> len(splits.train), len(splits.validation), len(splits.test)
-    (1294, 144, 359)
-    """
-    if task is not None and task not in get_args(Task):
-        raise ConfigError(f"task is {task!r}; use 'classification' or 'regression'")
-    found = read_source(source, task=cast("Task | None", task), target=target)
-    return make_splits(
-        found.name,
-        found.train,
-        validation=found.validation,
-        test=found.test,
-        task=found.task,
-        classes=found.classes,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
-        max_train=max_train,
-    )
-
-
 def make_splits(
     name: str,
     train: Examples,
@@ -100,7 +49,18 @@ def make_splits(
 ) -> Splits:
     """Check rows that are at hand and hold out what is missing: test first, then validation.
 
-    Args and errors as in `load_splits`.
+    Args:
+        name: short, for reports.
+        train: the rows to fit, and to hold out from.
+        validation: rows set apart for validation already.
+        test: rows set apart for testing already.
+        task: ``"classification"`` or ``"regression"``.
+        classes: class names in the order of the class ids.
+        validation_fraction, test_fraction, split_seed, max_train: as in `load_splits`.
+
+    Raises:
+        DataError: rows that cannot be trained on, or parts that do not fit each other.
+        ConfigError: a fraction or ``max_train`` is out of range.
 
     >>> from hqde.data.conversion import as_examples
     >>> rows = as_examples((torch.rand(50, 3), torch.arange(50) % 2))
@@ -174,5 +134,6 @@ def _check_fits(
     if unseen:
         raise DataError(
             f"{len(unseen)} classes of the {name} data never occur in the {len(train)} training rows "
-            f"(first: {unseen[0]}); add training rows of those classes or remove them from the {name} data"
+            f"(first: class id {unseen[0]}); add training rows of those classes "
+            f"or remove them from the {name} data"
         )
