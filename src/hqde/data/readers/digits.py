@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 
 from hqde.data.examples import TensorExamples
 from hqde.data.source import Source
@@ -14,6 +13,9 @@ def read_digits() -> Source:
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
     """
+    # Deferred: scikit-learn takes seconds to import, and nobody who reads other data should wait for it.
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     inputs = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 8, 8)
     return Source(
