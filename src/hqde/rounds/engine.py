@@ -263,11 +263,11 @@ class Engine:
             total += 2 * travels * commit.weights.nbytes
         return total
 
-    def _validate(
-        self, plan: RoundPlan, state: RunState, outcomes: Sequence[Outcome]
-    ) -> Validation | None:
+    def _validate(self, plan: RoundPlan, state: RunState, outcomes: Sequence[Outcome]) -> Validation | None:
         last = plan.progress[1] == 1.0
         if not plan.ends_epoch or (plan.epoch % self.experiment.evaluate_every and not last):
+            return None
+        if not len(self.experiment.splits.validation):
             return None
         efficiency = {o.worker_id: o.efficiency for o in outcomes if isinstance(o, Update)}
         ensemble = self._pool.ensemble(plan.groups, state.committed, efficiency)
@@ -301,9 +301,7 @@ class Engine:
         committed = tuple(self.experiment.initial_weights(group) for group in of_final_group)
         return RunState(0, groups, committed, self._server_states(groups, committed))
 
-    def _server_states(
-        self, groups: Groups, committed: Sequence[Weights]
-    ) -> tuple[dict[str, Tensor], ...]:
+    def _server_states(self, groups: Groups, committed: Sequence[Weights]) -> tuple[dict[str, Tensor], ...]:
         return tuple(
             self.experiment.server.init(weights.vector[: self._backend.layout(group[0]).num_parameters])
             for group, weights in zip(groups, committed, strict=True)
@@ -362,5 +360,3 @@ def _worker_record(outcome: Outcome, groups: Groups, refused: set[int]) -> Worke
         efficiency=outcome.efficiency,
         status="rejected" if outcome.worker_id in refused else "admitted",
     )
-
-

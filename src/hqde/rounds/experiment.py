@@ -63,7 +63,8 @@ class Experiment:
     """A run, before it starts. The same experiment gives the same bits.
 
     Args:
-        splits: the data.
+        splits: the data; the validation split may be empty when neither ``early_stopping`` nor ``calibrate``
+            asks for it.
         model: architecture of every group that names no other.
         num_workers: training replicas.
         epochs: passes of each worker over its shard.
@@ -121,6 +122,12 @@ class Experiment:
             raise ConfigError(f"dropout_rate must lie in [0, 1), got {self.dropout_rate}")
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
+        calibrates = self.calibrate and self.splits.schema.task == "classification"
+        if not len(self.splits.validation) and (self.early_stopping or calibrates):
+            wanting = "early_stopping" if self.early_stopping else "calibrate"
+            raise ConfigError(
+                f"{wanting} needs validation rows, and there are none; hold some out, or switch it off"
+            )
         count = self.topology.num_groups(self.num_workers)
         for group in self.groups:
             if not 0 <= group < count:
@@ -140,7 +147,9 @@ class Experiment:
         recipes = [self.recipe_of(worker) for worker in range(self.num_workers)]
         losses = {recipe.loss_for(self.splits.schema.task) for recipe in recipes}
         if len(losses) > 1:
-            raise ConfigError(f"all groups need one loss so that members can be combined, got {sorted(losses)}")
+            raise ConfigError(
+                f"all groups need one loss so that members can be combined, got {sorted(losses)}"
+            )
 
     @property
     def num_groups(self) -> int:
