@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from hqde.rounds import Event, RoundRecord
+from hqde.rounds import Event, RoundRecord, synchronisation_line
 from hqde.topology import RoundPlan
 
 SHOWN_WORKERS = 32  # more rows than this do not fit a terminal
@@ -69,7 +69,7 @@ class TrainingProgress:
         self._last = record
         self._steps = {}
         if record.scope != "none":
-            self._say(synchronised_line(record))
+            self._say(synchronisation_line(record))
         plan_ends_epoch = record.validation is not None
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
@@ -137,16 +137,6 @@ class TrainingProgress:
             completed=finished + inside,
         )
         return Group(table, bar)
-
-
-def synchronised_line(record: RoundRecord) -> str:
-    """The line that tells of a synchronisation, with the learning rate on it."""
-    rate = record.learning_rate
-    what = "across all groups" if record.scope == "global" else f"in {len(record.groups)} group(s)"
-    return (
-        f"Weights aggregated and synchronized at epoch {record.epoch} "
-        f"(round {record.round}, {what}) LR {0.0 if rate is None else rate:.6f}"
-    )
 
 
 def _validation(record: RoundRecord) -> str:

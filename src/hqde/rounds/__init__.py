@@ -2,7 +2,16 @@
 
 from hqde.rounds.commit import Commit, average_groups, commit_group
 from hqde.rounds.engine import Engine, Result
-from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Totals, Validation, WorkerRecord
+from hqde.rounds.events import (
+    Event,
+    Listener,
+    Listeners,
+    RoundRecord,
+    Totals,
+    Validation,
+    WorkerRecord,
+    synchronisation_line,
+)
 from hqde.rounds.experiment import Experiment, GroupSettings
 from hqde.rounds.run_directory import RunDirectory
 from hqde.rounds.server import (
@@ -40,5 +49,6 @@ __all__ = [
     "commit_group",
     "final_metrics",
     "make_server_optimizer",
+    "synchronisation_line",
     "train_run",
 ]

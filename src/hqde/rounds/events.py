@@ -145,3 +145,23 @@ class Listeners:
         """Tell all."""
         for listener in self.each:
             listener.on_event(event)
+
+
+def synchronisation_line(record: RoundRecord) -> str:
+    """The sentence that tells of a synchronisation, with the learning rate on it.
+
+    Args:
+        record: of a round whose ``scope`` is not ``"none"``.
+
+    Example:
+        >>> worker = WorkerRecord(0, 0, 0.5, 0.9, 0.003, 64, 0.1, 1.0, "admitted")
+        >>> record = RoundRecord(2, 2, 0.1, ((0, 1),), "group", 0.2, {}, (worker,), None, 0, 0)
+        >>> synchronisation_line(record)
+        'Weights aggregated and synchronized at epoch 2 (round 2, in 1 group(s)) LR 0.003000'
+    """
+    rate = record.learning_rate
+    what = "across all groups" if record.scope == "global" else f"in {len(record.groups)} group(s)"
+    return (
+        f"Weights aggregated and synchronized at epoch {record.epoch} "
+        f"(round {record.round}, {what}) LR {0.0 if rate is None else rate:.6f}"
+    )
