@@ -103,6 +103,15 @@ def test_batch_norm_has_running_statistics(name):
     assert not any(isinstance(m, nn.GroupNorm) for m in model.modules())
 
 
+@pytest.mark.parametrize(("side", "expected"), [(32, 4), (28, 4), (9, 2), (8, 1)])
+def test_resnet_halves_the_image_three_times_and_no_more(side, expected):
+    model = ResNet18((1, side, side), 2).eval()
+    with torch.no_grad():
+        stem = model.stem(torch.zeros(1, 1, side, side))
+        assert stem.shape == (1, 64, side, side)
+        assert model.body(stem).shape == (1, 512, expected, expected)
+
+
 def test_group_count_divides_and_leaves_at_least_sixteen_channels():
     for channels in range(1, 600):
         groups = group_count(channels)

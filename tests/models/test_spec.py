@@ -107,6 +107,9 @@ def test_specs_pickle_and_compare_by_name_and_options():
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert spec != spec_of("cnn", num_outputs=9)
     assert len({spec, spec_of("cnn"), spec_of("mlp")}) == 2
+    one, other = ModelSpec("a:B", {"x": 1, "y": 2}), ModelSpec("a:B", {"y": 2, "x": 1})
+    assert one == other
+    assert hash(one) == hash(other)
 
 
 def test_dropout_reaches_only_constructors_that_name_it():

@@ -5,6 +5,7 @@ Every scalar comes back as a float64 tensor without dimensions.
 
 from hqde.metrics.calibration import ReliabilityBins, ece, reliability_bins
 from hqde.metrics.classification import accuracy, auroc, brier, nll
+from hqde.metrics.decomposition import Uncertainty, uncertainty
 from hqde.metrics.diversity import (
     disagreement,
     disagreement_matrix,
@@ -14,7 +15,6 @@ from hqde.metrics.diversity import (
     q_statistic,
 )
 from hqde.metrics.regression import crps_gaussian, gaussian_nll, rmse
-from hqde.metrics.decomposition import Uncertainty, uncertainty
 
 __all__ = [
     "ReliabilityBins",
