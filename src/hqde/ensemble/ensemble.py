@@ -19,7 +19,7 @@ from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
 from hqde.ensemble.prediction import LOSSES, Loss, predict_members
 from hqde.ensemble.regression import pool_normals, split_variance
-from hqde.errors import ConfigError, DataError, PreconditionError, did_you_mean
+from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, did_you_mean
 from hqde.metrics import Uncertainty, uncertainty
 
 BATCH_SIZE = 512
@@ -308,7 +308,13 @@ class Ensemble:
             ArtefactError: a file is missing, altered or cut short, of a newer format, or does not fit its
                 architecture; or a class cannot be imported.
         """
-        return cls(**read_artefact(path, model_class=model_class))
+        content = read_artefact(path, model_class=model_class)
+        try:
+            return cls(**content)
+        except (ConfigError, PreconditionError) as problem:
+            raise ArtefactError(
+                f"{path}: manifest.json describes no ensemble ({problem}): copy it again or retrain."
+            ) from problem
 
     def _predict(self, batches: Any) -> Tensor:
         return predict_members(

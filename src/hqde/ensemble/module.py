@@ -49,13 +49,10 @@ class EnsembleModule(nn.Module):
         self.loss: Loss = loss
         self.single_input = schema.input_shape is not None
         trailing = (1, 1) if schema.kind == "image" and normalization.mean.ndim == 1 else ()
+        shape = (*normalization.mean.shape, *trailing)
         self.register_buffer("weights", weights.clone())
-        self.register_buffer(
-            "input_mean", normalization.mean.reshape(*normalization.mean.shape, *trailing).clone()
-        )
-        self.register_buffer(
-            "input_std", normalization.std.reshape(*normalization.std.shape, *trailing).clone()
-        )
+        self.register_buffer("input_mean", normalization.mean.reshape(shape).clone())
+        self.register_buffer("input_std", normalization.std.reshape(shape).clone())
         self.eval()
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
