@@ -67,7 +67,7 @@ bench: setup
 	$(BIN)/python benchmarks/headline.py $(ARGS)
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 clean:
 	rm -rf site build dist htmlcov coverage.xml .coverage .coverage.* .hypothesis
