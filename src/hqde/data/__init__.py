@@ -2,23 +2,23 @@
 
 What ``--data`` (and `load_splits`) accepts:
 
-| written                 | read as                                                                                |
-|-------------------------|----------------------------------------------------------------------------------------|
-| ``digits``              | 1797 grey 8×8 digits that come with scikit-learn                                         |
-| ``fashion-mnist:DIR``   | IDX files ``train-images-idx3-ubyte``, …, plain or ``.gz``                               |
-| ``cifar10:DIR``         | ``train*.parquet``, ``test*.parquet`` with ``img`` or ``image`` and ``label``; or the    |
-|                         | original ``data_batch_1`` … ``data_batch_5`` and ``test_batch``                          |
-| ``FILE.npz``            | ``x, y`` (or ``X, y``; ``data, labels``; …) or ``x_train, y_train, x_test, y_test``      |
-| ``FILE.parquet``        | images in a column ``img`` or ``image``, else a table of numbers                         |
-| ``FILE.csv``            | a table of numbers, with a header or without; comma, semicolon or tab                    |
-| a folder                | images, one sub-folder per class; ``train/``, ``test/``, ``validation/`` above them      |
-|                         | if there                                                                                 |
-| ``module:function``     | what the function returns: `Splits`, ``(X, y)``, ``(train, test)``, a ``Dataset``, …     |
+| written               | read as                                                                         |
+|-----------------------|---------------------------------------------------------------------------------|
+| ``digits``            | 1797 grey 8×8 digits that come with scikit-learn                                |
+| ``fashion-mnist:DIR`` | IDX files ``train-images-idx3-ubyte``, …, plain or ``.gz``                      |
+| ``cifar10:DIR``       | ``train*.parquet``, ``test*.parquet`` with ``img`` or ``image`` and ``label``;  |
+|                       | or the original ``data_batch_1`` … ``data_batch_5`` and ``test_batch``          |
+| ``FILE.npz``          | ``x, y`` (``X, y``; ``data, labels``) or ``x_train, y_train, x_test, y_test``   |
+| ``FILE.parquet``      | images in a column ``img`` or ``image``, else a table of numbers                |
+| ``FILE.csv``          | a table of numbers, with a header or without; comma, semicolon or tab           |
+| a folder              | images, one sub-folder per class; or these in ``train/`` with ``test/`` and     |
+|                       | ``validation/`` beside it                                                       |
+| ``module:function``   | what the function returns: `Splits`, ``(X, y)``, ``(train, test)``, a dataset … |
 
-The target column of a table is the one named by ``target``, else ``label``, ``target``, ``class`` or ``y``, else
-the last. Words as targets are classes in sorted order, whole numbers are class ids, other numbers make it
-regression; ``task`` overrides that. Rows for testing are held out where the source has none of its own, and rows
-for validation always are (unless an image folder or a function sets them apart).
+The target column of a table is the one named by ``target``, else ``label``, ``target``, ``class`` or ``y``,
+else the last. Words as targets are classes in sorted order, whole numbers are class ids, other numbers make
+it regression; ``task`` overrides that. Rows for testing are held out where the source has none of its own,
+and rows for validation always are, unless an image folder or a function sets them apart.
 """
 
 from __future__ import annotations

@@ -196,7 +196,9 @@ class MapExamples:
     @property
     def targets(self) -> Tensor:
         """All targets, (n,); the first call reads the whole dataset once."""
-        if self._targets is None:
+        if self._targets is None and len(self) == 0:
+            self._targets = cast_targets(torch.empty(0), self.task)
+        elif self._targets is None:
             # seeded: a user's random transforms must not move the caller's streams
             with seeded(0, "data", "read targets"):
                 parts = [self.fetch(rows).targets for rows in torch.arange(len(self)).split(_READ_ROWS)]
@@ -221,7 +223,16 @@ class MapExamples:
             items = list(self.dataset.__getitems__(rows))
         else:
             items = [self.dataset[row] for row in rows]
-        return split_batch(self.collate_fn(items), task=self.task)
+        if self.collate_fn is not default_collate:
+            return split_batch(self.collate_fn(items), task=self.task)
+        try:
+            batch = default_collate(items)
+        except (RuntimeError, TypeError) as error:
+            raise DataError(
+                f"items of {type(self.dataset).__name__} do not form a batch: {error}; "
+                "give a collate_fn that pads them or turns them into tensors"
+            ) from error
+        return split_batch(batch, task=self.task)
 
 
 class SubsetExamples:

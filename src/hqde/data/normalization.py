@@ -83,6 +83,8 @@ class Normalization:
         A channel or feature that never changes gets std 1. Chunks are merged by Chan, Golub and LeVeque,
         "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
         """
+        if len(examples) == 0:
+            raise PreconditionError("normalisation needs at least 1 row to learn from, not 0")
         if schema.kind == "other" or schema.input_shape is None:
             return cls.identity()
         count, mean = 0, torch.zeros(schema.input_shape[0], dtype=torch.float64)
@@ -103,7 +105,7 @@ class Normalization:
                 squares += deviation.square().sum(dims) + shift.square() * (count * added / (count + added))
                 count += added
                 mean += shift * (added / count)
-        std = (squares / max(count, 1)).sqrt()
+        std = (squares / count).sqrt()
         std = torch.where(std <= _FLAT * mean.abs(), torch.ones_like(std), std)
         return cls(mean, std)
 

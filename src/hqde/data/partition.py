@@ -148,6 +148,8 @@ class Bootstrap:
         ]
 
 
+_NEGLIGIBLE = 1e-12  # a proportion below this asks for no row, and would overflow when divided by
+
 PARTITIONERS = ("replicate", "split", "iid", "dirichlet", "bootstrap")
 
 
@@ -201,11 +203,12 @@ def _share_out(wanted: np.ndarray, *, need: np.ndarray, supply: np.ndarray) -> n
         (workers, classes) int64 with row sums ``need`` and column sums ``supply``.
     """
     counts = np.zeros(wanted.shape, dtype=np.int64)
+    wanted = np.where(wanted < _NEGLIGIBLE, 0.0, wanted)
     need, supply = need.copy(), supply.copy()
     while need.sum() > 0:
         share = np.where(supply > 0, wanted, 0.0)
         total = share.sum(axis=1, keepdims=True)
-        # a worker all of whose classes are used up (or underflowed) takes from what is left, in proportion
+        # a worker all of whose classes are used up takes from what is left, in proportion
         share = np.where(total > 0, share / np.where(total > 0, total, 1.0), supply / supply.sum())
         asked = share * need[:, None]
         asked_of_class = asked.sum(axis=0)
