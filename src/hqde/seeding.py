@@ -46,7 +46,11 @@ def seeded(seed: int, *path: int | str, device: torch.device | None = None) -> I
     devices = [device] if device is not None and device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(value)
+            # Not torch.manual_seed, which also moves the streams of every GPU, and nothing would put them back.
+            torch.random.default_generator.manual_seed(value)
+            if devices:
+                with torch.cuda.device(devices[0]):
+                    torch.cuda.manual_seed(value)
             np.random.seed(value % 2**32)  # noqa: NPY002
             random.seed(value)
             yield
