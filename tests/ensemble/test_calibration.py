@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
 from sklearn.metrics import log_loss
 
 from hqde.ensemble import apply_temperature, fit_temperature
@@ -24,9 +25,9 @@ def sample(seed: int, *, n: int = 200, c: int = 4, sharpness: float = 1.0):
 
 
 def oracle_nll(probs: torch.Tensor, targets: torch.Tensor, temperature: float) -> float:
-    powers = probs.double().numpy() ** (1.0 / temperature)
-    powers /= powers.sum(axis=1, keepdims=True)
-    return float(-np.log(powers[np.arange(len(powers)), targets.numpy()]).mean())
+    floor = np.finfo(np.float32).tiny  # the documented floor of the logarithm
+    logs = log_softmax(np.log(np.maximum(probs.double().numpy(), floor)) / temperature, axis=1)
+    return float(-logs[np.arange(len(logs)), targets.numpy()].mean())
 
 
 def test_the_oracle_is_scikit_learns_log_loss():
