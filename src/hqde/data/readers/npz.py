@@ -21,6 +21,7 @@ INPUT_NAMES = ("x", "data", "images", "inputs")
 TARGET_NAMES = ("y", "labels", "label", "targets", "target")
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # what zip writes before each member (PKWARE APPNOTE 4.3.7)
+_LIST_HEADER = struct.Struct("<4s6H3I5H2I")  # what it writes per member in the list at the end (4.3.12)
 _END_RECORD_BYTES = 22
 _SIZE_IN_EXTRA = 0xFFFFFFFF
 
@@ -87,7 +88,8 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
             f"{path} is not an .npz archive: it begins with {start!r}, expected b'PK'; write it with np.savez"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here, because np.load leaves a file that it cannot read open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
         expected, found = _expected_bytes(path), path.stat().st_size
@@ -107,21 +109,20 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _expected_bytes(path: Path) -> int:
-    """How many bytes the zip archive must have at least, by the members' own headers."""
+    """How many bytes the zip archive must have at least, by the headers that are there."""
     position = 0
     with path.open("rb") as stream:
         while True:
             stream.seek(position)
-            header = stream.read(_LOCAL_HEADER.size)
-            if not header.startswith(b"PK\x03\x04"):
+            header = stream.read(_LIST_HEADER.size)
+            if header.startswith(b"PK\x03\x04") and len(header) >= _LOCAL_HEADER.size:
+                *_, packed_bytes, _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(header)
+                stream.seek(position + _LOCAL_HEADER.size + name_bytes)
+                extra = stream.read(extra_bytes)
+                if packed_bytes == _SIZE_IN_EXTRA and len(extra) >= 20:  # id, length, full size, packed size
+                    packed_bytes = struct.unpack_from("<Q", extra, 12)[0]
+                position += _LOCAL_HEADER.size + name_bytes + extra_bytes + packed_bytes
+            elif header.startswith(b"PK\x01\x02") and len(header) == _LIST_HEADER.size:
+                position += _LIST_HEADER.size + sum(_LIST_HEADER.unpack(header)[10:13])
+            else:
                 return position + _END_RECORD_BYTES
-            if len(header) < _LOCAL_HEADER.size:
-                return position + _LOCAL_HEADER.size
-            *_, packed_bytes, _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
-            stream.seek(name_bytes, 1)
-            extra = stream.read(extra_bytes)
-            if (
-                packed_bytes == _SIZE_IN_EXTRA and len(extra) >= 20
-            ):  # zip64: id, length, full size, packed size
-                packed_bytes = struct.unpack("<Q", extra[12:20])[0]
-            position += _LOCAL_HEADER.size + name_bytes + extra_bytes + packed_bytes
