@@ -77,13 +77,19 @@ class Layout:
         """Read the layout of ``model``.
 
         Raises:
-            PreconditionError: a complex tensor, or a model without parameters.
+            PreconditionError: a complex tensor, state that is neither parameter nor buffer, or no parameters.
         """
         trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        known = trained | {name for name, _ in model.named_buffers(remove_duplicate=False)}
         state = model.state_dict(keep_vars=True)
         seen: set[int] = set()
         chosen: dict[str, list[tuple[str, Tensor]]] = {"parameters": [], "buffers": [], "integers": []}
         for name, tensor in state.items():
+            if name not in known:
+                raise PreconditionError(
+                    f"'{name}' of {type(model).__name__} is neither a parameter nor a buffer, so it cannot "
+                    f"travel between workers; keep that state in a buffer"
+                )
             if id(tensor) in seen:
                 continue
             seen.add(id(tensor))
