@@ -62,7 +62,9 @@ def _fault(update: Update, round_index: int, size: int, num_integers: int) -> st
     if update.round_index != round_index:
         return f"its update belongs to round {update.round_index}, not {round_index}"
     if update.delta.shape != (size,) or not update.delta.is_floating_point():
-        return f"its delta is {update.delta.dtype} of {tuple(update.delta.shape)}, expected floating ({size},)"
+        return (
+            f"its delta is {update.delta.dtype} of {tuple(update.delta.shape)}, expected floating ({size},)"
+        )
     if update.integers.shape != (num_integers,):
         return f"it has {tuple(update.integers.shape)} integer buffers, expected ({num_integers},)"
     if not bool(torch.isfinite(update.delta.sum())):  # one pass; a finite sum has finite terms

@@ -30,18 +30,28 @@ from hqde.rounds import RunDirectory, train_run
 
 
 def train(
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file with any of the settings.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits (default), fashion-mnist:DIR, cifar10:DIR, a file, "
-                                                  "an image folder, or module:function.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file with any of the settings.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits (default), fashion-mnist:DIR, cifar10:DIR, a file, "
+            "an image folder, or module:function."
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="mlp, cnn, resnet18 or module:Class.")] = None,
     workers: Annotated[int | None, typer.Option(help="Training replicas.")] = None,
     groups: Annotated[int | None, typer.Option(help="Groups; each ends as one member.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of each worker over its shard.")] = None,
     backend: Annotated[str | None, typer.Option(help="Where workers live: local.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random stream.")] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/NAME-NNN.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Any setting; may be "
-                                                                                 "repeated.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; default runs/NAME-NNN.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=V", help="Any setting; may be repeated.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     format_: FormatOption = Format.text,
 ) -> None:

@@ -84,9 +84,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
     )
 
 
-def _spec(
-    config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, object]
-) -> ModelSpec:
+def _spec(config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, object]) -> ModelSpec:
     schema = splits.schema
     loss = recipe.loss_for(schema.task)
     outputs = schema.num_classes if loss == "cross_entropy" else (1 if loss == "mse" else 2)

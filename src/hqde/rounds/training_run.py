@@ -6,8 +6,10 @@ import resource
 import sys
 from typing import Any
 
+from torch import Tensor
+
 from hqde.backends import make_backend
-from hqde.ensemble import Ensemble, describe_evaluation
+from hqde.ensemble import describe_evaluation
 from hqde.rounds.engine import Engine, Result
 from hqde.rounds.events import Event, Listener, Listeners
 from hqde.rounds.experiment import Experiment
@@ -70,28 +72,30 @@ def train_run(
         listener.on_event(Event("interrupted", saved[-1] if saved else 0, None, f"by the user; {at}"))
         raise
     result.ensemble.save(directory.artefact)
-    metrics = final_metrics(experiment, result, backend=backend)
-    directory.write_evaluation(describe_evaluation(result.ensemble, experiment.splits.test))
+    test = experiment.splits.test
+    predictions = result.ensemble.predict_labelled(test)
+    metrics = final_metrics(experiment, result, predictions, backend=backend)
+    directory.write_evaluation(describe_evaluation(result.ensemble, test, predictions=predictions))
     directory.write_metrics(metrics)
     return result, metrics
 
 
-def final_metrics(experiment: Experiment, result: Result, *, backend: str) -> dict[str, Any]:
-    """The figures of ``metrics.json``: the uncalibrated ensemble on the test split, and what it cost."""
+def final_metrics(
+    experiment: Experiment, result: Result, predictions: tuple[Tensor, Tensor], *, backend: str
+) -> dict[str, Any]:
+    """The figures of ``metrics.json``: the uncalibrated ensemble on the test split, and what it cost.
+
+    Args:
+        experiment, result: the run.
+        predictions: what ``Ensemble.predict_labelled`` returned for the test split.
+        backend: its name.
+    """
     ensemble, totals = result.ensemble, result.state.totals
-    raw = Ensemble(
-        ensemble.members,
-        schema=ensemble.schema,
-        normalization=ensemble.normalization,
-        target_scale=ensemble.target_scale,
-        loss=ensemble.loss,
-        combiner=ensemble.combiner,
-    )
-    test = experiment.splits.test
-    metrics = raw.evaluate(test).to_dict()
-    calibrated = ensemble.evaluate(test).to_dict()
+    members, targets = predictions
+    metrics = ensemble.with_temperature(1.0).evaluate_predictions(members, targets).to_dict()
+    calibrated = ensemble.evaluate_predictions(members, targets).to_dict()
     kept = ("accuracy", "nll", "brier", "ece", "rmse", "crps")
-    metrics["calibrated"] = {key: calibrated[key] for key in kept if key in calibrated}
+    metrics["calibrated"] = {key: calibrated[key] for key in kept}
     metrics["temperature"] = ensemble.temperature
     samples_per_s = totals.worker_samples / totals.train_s if totals.train_s else None
     metrics["train"] = {

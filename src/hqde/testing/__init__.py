@@ -1,0 +1,6 @@
+"""For tests of HQDE and of what others add to it: conformance suites, faults on order."""
+
+from hqde.testing.backend_checks import BACKEND_CHECKS, orders_of, small_experiment
+from hqde.testing.faults import Fault, FaultyBackend
+
+__all__ = ["BACKEND_CHECKS", "Fault", "FaultyBackend", "orders_of", "small_experiment"]

@@ -66,13 +66,13 @@ def plan_rounds(
         topology: who is averaged with whom, and how often.
         num_workers: workers in the run.
         epochs: passes of each worker over its shard, at least 1.
-        batches_per_epoch: batches of the worker that has most; only read when ``topology.every`` is a number.
+        batches_per_epoch: batches of the worker that has most, at least 1.
 
     Returns:
         the rounds in order; their ``progress`` intervals tile [0, 1].
 
     Raises:
-        ConfigError: epochs below 1, or a topology that does not fit the workers or the epochs.
+        ConfigError: epochs or batches below 1, or a topology that does not fit the workers or the epochs.
 
     Example:
         >>> plans = plan_rounds(Topology(groups=2, branch_at=0.5), 4, epochs=2, batches_per_epoch=10)
@@ -81,19 +81,21 @@ def plan_rounds(
     """
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
+    if batches_per_epoch < 1:
+        raise ConfigError(f"an epoch must have at least 1 batch, got {batches_per_epoch}")
     apart = topology.groups_of(num_workers)
     together: Groups = (tuple(range(num_workers)),)
     branch = branch_epoch(topology, epochs)
     step = batches_per_epoch if topology.every == "epoch" else topology.every
-    per_epoch = max(1, math.ceil(batches_per_epoch / step))
+    per_epoch = math.ceil(batches_per_epoch / step)
+    total = epochs * batches_per_epoch
     plans: list[RoundPlan] = []
     for epoch in range(1, epochs + 1):
         groups = together if branch is not None and epoch < branch else apart
         for part in range(per_epoch):
             last = part == per_epoch - 1
-            done = (epoch - 1) * batches_per_epoch
-            reach = (batches_per_epoch * epoch) if last else done + (part + 1) * step
-            total = epochs * batches_per_epoch
+            first = (epoch - 1) * batches_per_epoch + part * step
+            reach = epoch * batches_per_epoch if last else first + step
             plans.append(
                 RoundPlan(
                     index=len(plans) + 1,
@@ -104,7 +106,7 @@ def plan_rounds(
                     scope=_scope(topology, groups, epoch=epoch, epochs=epochs, ends_epoch=last),
                     branches=branch == epoch and part == 0,
                     ends_epoch=last,
-                    progress=((done + part * step) / total, reach / total),
+                    progress=(first / total, reach / total),
                 )
             )
     return tuple(plans)

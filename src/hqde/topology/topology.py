@@ -51,15 +51,20 @@ class Topology:
         if self.groups is not None and self.groups < 1:
             raise ConfigError(f"groups must be at least 1, got {self.groups}")
         if self.branch_at is not None and not 0 < self.branch_at < 1:
-            raise ConfigError(f"branch_at is a fraction between 0 and 1 (both excluded), got {self.branch_at}")
+            raise ConfigError(
+                f"branch_at is a fraction between 0 and 1 (both excluded), got {self.branch_at}"
+            )
         if self.global_every < 0:
-            raise ConfigError(f"global_every must be 0 (never) or a number of epochs, got {self.global_every}")
+            raise ConfigError(
+                f"global_every must be 0 (never) or a number of epochs, got {self.global_every}"
+            )
         if not 0 < self.global_until < 1:
             raise ConfigError(
                 f"global_until must lie between 0 and 1 (both excluded), so that members part before the end; "
                 f"got {self.global_until}"
             )
-        if self.every != "epoch" and (not isinstance(self.every, int) or self.every < 1):
+        steps = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
+        if self.every != "epoch" and not steps:
             raise ConfigError(f"every must be 'epoch' or a number of steps of at least 1, got {self.every!r}")
 
     @classmethod

@@ -86,7 +86,9 @@ class Recipe:
         if self.loss is None:
             return "cross_entropy" if task == "classification" else "mse"
         if (self.loss == "cross_entropy") != (task == "classification"):
-            raise ConfigError(f"loss '{self.loss}' does not fit a {task} task; leave it out or choose another")
+            raise ConfigError(
+                f"loss '{self.loss}' does not fit a {task} task; leave it out or choose another"
+            )
         return self.loss
 
 

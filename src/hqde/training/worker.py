@@ -129,9 +129,7 @@ class Worker:
         step_losses: list[Tensor] = []
         num_samples, rate = 0, self._rate(order.progress[0])
         self._model.train()
-        with seeded(
-            spec.seed, "worker", spec.worker_id, "round", order.round_index, device=self._device
-        ):
+        with seeded(spec.seed, "worker", spec.worker_id, "round", order.round_index, device=self._device):
             draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
             for step, index in enumerate(batches):
                 first, last = order.progress

@@ -1,0 +1,41 @@
+"""What ``RUN|ARTEFACT`` on the command line means, and the rows to use it on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hqde.config import build_config, load_data, load_tree
+from hqde.data import Examples, load_rows
+from hqde.ensemble import Ensemble
+from hqde.errors import ArtefactError, ConfigError
+from hqde.rounds import RunDirectory
+
+
+def open_ensemble(path: Path) -> Ensemble:
+    """The ensemble in a run directory or an artefact directory.
+
+    Raises:
+        ArtefactError: there is none, or it is damaged.
+    """
+    run = RunDirectory(path)
+    if run.config_file.is_file():
+        if not run.artefact.exists():
+            raise ArtefactError(
+                f"{path} is a run that has no artefact yet; finish it with hqde train --resume --out {path}"
+            )
+        return Ensemble.load(run.artefact)
+    return Ensemble.load(path)
+
+
+def rows_for(path: Path, ensemble: Ensemble, data: str | None, target: str | None) -> Examples:
+    """Labelled rows: those of ``--data``, or the run's own test split when it is left out.
+
+    Raises:
+        ConfigError: ``--data`` is left out, but ``path`` is no run that could know its test split.
+    """
+    if data is not None:
+        return load_rows(data, schema=ensemble.schema, target=target)
+    run = RunDirectory(path)
+    if not run.config_file.is_file():
+        raise ConfigError(f"{path} is an artefact, which does not know its data; name them with --data")
+    return load_data(build_config(load_tree(run.config_file))).test

@@ -1,0 +1,51 @@
+"""``hqde evaluate``: figures of a trained ensemble on labelled rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from hqde.cli.artefacts import open_ensemble, rows_for
+from hqde.cli.console import Format, FormatOption, out, print_json
+from hqde.ensemble import Evaluation
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="RUN|ARTEFACT", help="A run or an artefact directory.")],
+    data: Annotated[
+        str | None, typer.Option(help="Labelled rows; left out, the run's own test split.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Target column of a table.")] = None,
+    format_: FormatOption = Format.text,
+) -> None:
+    """Judge a trained ensemble: accuracy, NLL, Brier, ECE, members and diversity, or RMSE and CRPS."""
+    ensemble = open_ensemble(path)
+    result = ensemble.evaluate(rows_for(path, ensemble, data, target))
+    if format_ is Format.json:
+        print_json({"temperature": ensemble.temperature, **result.to_dict()})
+    else:
+        out.print(_table(result))
+
+
+def _table(result: Evaluation) -> Table:
+    table = Table(title=f"{result.num_rows} rows", title_justify="left")
+    names = [
+        name
+        for name in ("accuracy", "nll", "brier", "ece", "rmse", "crps")
+        if getattr(result, name) is not None
+    ]
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_row("ensemble", *(f"{getattr(result, name):.4f}" for name in names))
+    for member in result.members:
+        figures = (member.get(name) for name in names)
+        table.add_row(
+            f"member {member['member']}", *("" if value is None else f"{value:.4f}" for value in figures)
+        )
+    for name, value in (result.diversity or {}).items():
+        table.caption = f"{table.caption or ''}{name.replace('_', ' ')} {value:.4f}  "
+    return table

@@ -1,0 +1,166 @@
+"""The conformance suite of backends: what every one must do, stated once.
+
+Each check takes a function that makes a backend, and asserts. A new backend is tested by one line:
+``@pytest.mark.parametrize("check", BACKEND_CHECKS)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hqde.aggregation import Mean, Update
+from hqde.backends import Backend, Failure, LocalBackend
+from hqde.data import TensorExamples, make_splits
+from hqde.models import model_spec
+from hqde.rounds import Experiment
+from hqde.seeding import generator
+from hqde.topology import Topology
+from hqde.training import Order, Recipe
+
+MakeBackend = Callable[[], Backend]
+
+
+def small_experiment(*, num_workers: int = 3, model: str = "mlp", seed: int = 0) -> Experiment:
+    """A small classification problem with batch normalisation and dropout, for tests of backends."""
+    draws = generator(seed, "testing", "data")
+    inputs = torch.randn(90, 6, generator=draws)
+    targets = (inputs[:, 0] + inputs[:, 1] > 0).long()
+    splits = make_splits("small", TensorExamples(inputs, targets), task="classification")
+    return Experiment(
+        splits=splits,
+        model=model_spec(model, input_shape=(6,), num_outputs=2, options={"hidden": [8]}),
+        num_workers=num_workers,
+        epochs=2,
+        recipe=Recipe(batch_size=16, learning_rate=0.05),
+        topology=Topology(groups=1),
+        seed=seed,
+    )
+
+
+def orders_of(experiment: Experiment, round_index: int = 1) -> list[Order]:
+    """Orders for a round in which every worker starts from the same weights."""
+    start = experiment.initial_weights(0)
+    plan = experiment.plan()[round_index - 1]
+    return [
+        Order(
+            worker_id=worker,
+            round_index=round_index,
+            attempt=0,
+            epoch=plan.epoch,
+            start=start,
+            keep_buffers=False,
+            fresh_optimizer=False,
+            shard=shard,
+            first_batch=plan.first_batch,
+            num_batches=plan.num_batches,
+            progress=plan.progress,
+        )
+        for worker, shard in enumerate(experiment.shards(plan.epoch))
+    ]
+
+
+def check_matches_local(make: MakeBackend) -> None:
+    """The same specs and orders give the same bits as on the local backend."""
+    experiment = small_experiment()
+    _assert_same(_trained(make(), experiment), _trained(LocalBackend(), experiment))
+
+
+def check_order_of_orders_does_not_matter(make: MakeBackend) -> None:
+    """Workers trained in another order, or alone, give the same bits."""
+    experiment = small_experiment()
+    _assert_same(_trained(make(), experiment, reverse=True), _trained(make(), experiment))
+
+
+def check_one_outcome_per_order(make: MakeBackend) -> None:
+    """Every order is answered exactly once, tagged with its worker, round and attempt."""
+    experiment = small_experiment()
+    backend = _started(make(), experiment)
+    orders = orders_of(experiment)
+    outcomes = list(backend.train(orders))
+    backend.close()
+    expected = sorted((o.worker_id, o.round_index, o.attempt) for o in orders)
+    assert sorted((o.worker_id, o.round_index, o.attempt) for o in outcomes) == expected
+
+
+def check_states_continue(make: MakeBackend) -> None:
+    """Workers put back to a saved state go on with the same bits as those that never stopped."""
+    experiment = small_experiment()
+    first, second = orders_of(experiment, 1), orders_of(experiment, 2)
+    backend = _started(make(), experiment)
+    list(backend.train(first))
+    states = dict(backend.worker_states())
+    expected = _updates(list(backend.train(second)))
+    backend.close()
+    again = _started(make(), experiment)
+    again.load_worker_states(states, {order.worker_id: order.start for order in second})
+    actual = _updates(list(again.train(second)))
+    again.close()
+    _assert_same(actual, expected)
+
+
+def check_a_failing_worker_is_a_value(make: MakeBackend) -> None:
+    """An exception in one worker becomes a ``Failure``; the others finish."""
+    experiment = small_experiment()
+    backend = _started(make(), experiment)
+    orders = orders_of(experiment)
+    broken = Order(**(vars(orders[1]) | {"shard": torch.tensor([10**9, 10**9 + 1])}))
+    outcomes = list(backend.train([orders[0], broken, orders[2]]))
+    backend.close()
+    failed = [outcome.worker_id for outcome in outcomes if isinstance(outcome, Failure)]
+    assert failed == [1], f"worker 1 should have failed, failed: {failed}"
+
+
+def check_aggregates(make: MakeBackend) -> None:
+    """``aggregate`` applies the rule to the rows in the order given."""
+    backend = _started(make(), small_experiment())
+    rows = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])]
+    value = backend.aggregate(Mean(), rows, torch.tensor([0.25, 0.75])).value
+    backend.close()
+    assert value.tolist() == [2.5, 5.0]
+
+
+def check_closes_twice(make: MakeBackend) -> None:
+    """``close`` may be called again, and before ``start``."""
+    backend = make()
+    backend.close()
+    _started(backend, small_experiment()).close()
+    backend.close()
+
+
+BACKEND_CHECKS: tuple[Callable[[MakeBackend], None], ...] = (
+    check_matches_local,
+    check_order_of_orders_does_not_matter,
+    check_one_outcome_per_order,
+    check_states_continue,
+    check_a_failing_worker_is_a_value,
+    check_aggregates,
+    check_closes_twice,
+)
+
+
+def _started(backend: Backend, experiment: Experiment) -> Backend:
+    backend.start(experiment.worker_specs(), experiment.splits.train)
+    return backend
+
+
+def _trained(backend: Backend, experiment: Experiment, *, reverse: bool = False) -> list[Update]:
+    _started(backend, experiment)
+    orders = orders_of(experiment)
+    updates = _updates(list(backend.train(orders[::-1] if reverse else orders)))
+    backend.close()
+    return updates
+
+
+def _updates(outcomes: Sequence[object]) -> list[Update]:
+    return sorted((o for o in outcomes if isinstance(o, Update)), key=lambda update: update.worker_id)
+
+
+def _assert_same(actual: Sequence[Update], expected: Sequence[Update]) -> None:
+    assert len(actual) == len(expected), f"{len(actual)} updates instead of {len(expected)}"
+    for left, right in zip(actual, expected, strict=True):
+        assert left.worker_id == right.worker_id
+        assert torch.equal(left.delta, right.delta), f"worker {left.worker_id}: other bits"
+        assert torch.equal(left.integers, right.integers)
+        assert (left.loss, left.accuracy, left.num_samples) == (right.loss, right.accuracy, right.num_samples)
