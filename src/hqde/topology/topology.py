@@ -29,7 +29,7 @@ class Topology:
         every: ``"epoch"``, or the number of local steps between two synchronisations.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or one group is to branch.
 
     Example:
         >>> Topology(groups=2).groups_of(4)
@@ -54,13 +54,18 @@ class Topology:
             raise ConfigError(
                 f"branch_at is a fraction between 0 and 1 (both excluded), got {self.branch_at}"
             )
+        if self.branch_at is not None and self.groups == 1:
+            raise ConfigError(
+                f"branch_at={self.branch_at} needs at least 2 groups to part into, got 1; drop it, or use more "
+                f"groups"
+            )
         if self.global_every < 0:
             raise ConfigError(
                 f"global_every must be 0 (never) or a number of epochs, got {self.global_every}"
             )
         if not 0 < self.global_until < 1:
             raise ConfigError(
-                f"global_until must lie between 0 and 1 (both excluded), so that members part before the end; "
+                f"global_until must lie between 0 and 1 (both excluded), so that members part before the end, "
                 f"got {self.global_until}"
             )
         steps = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
