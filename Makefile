@@ -10,17 +10,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TEST_PROCESSES ?= 2
 SOURCES := src tests benchmarks docs
 
-# A directory of its own for each run, fixed once per invocation of make.
-ifndef RUN
-RUN := runs/digits-$(shell date +%Y%m%d-%H%M%S)
-endif
-
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup train test lint types imports unit bench docs clean
 
 help:
-	@echo "make train    train an ensemble on the digits and write a report  (RUN=directory, ARGS='--epochs 5')"
+	@echo "make train    train an ensemble on the digits and write a report  (ARGS='--epochs 5')"
 	@echo "make test     lint, types, imports and unit: everything CI checks"
 	@echo "make lint     ruff: rules and formatting"
 	@echo "make types    mypy"
@@ -44,9 +39,9 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(INSTALL) --group docs
 	touch $@
 
+# Each run gets a directory of its own under runs/; the last lines say where it and its report are.
 train: setup
-	$(BIN)/hqde train --out $(RUN) $(ARGS)
-	@echo "Report: $(RUN)/report.html"
+	$(BIN)/hqde train $(ARGS)
 
 test: lint types imports unit
 

@@ -164,7 +164,7 @@ def regression_evaluation(num_members: int, num_points: int = 500) -> dict[str, 
         "residuals": {"predicted": [t + chance.gauss(0.1, 2.1) for t in target], "target": target},
         "uncertain": [
             {"index": i, "target": 20.5, "predicted": 24.0, "probability": None,
-             "total": None, "aleatoric": None, "epistemic": None, "image": None,
+             "total": 9.0, "aleatoric": 6.0, "epistemic": 3.0, "image": None,
              "features": [0.5 * j for j in range(13)]}
             for i in range(6)
         ],

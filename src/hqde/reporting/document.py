@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +25,13 @@ class Document:
     """
 
     where: str
-    data: Mapping[str, Any]
+    data: dict[str, Any]
 
     def value(self, *keys: str) -> Any:
         """What stands under a path of keys, or ``None``."""
         found: Any = self.data
         for key in keys:
-            if not isinstance(found, Mapping):
+            if not isinstance(found, dict):
                 return None
             found = found.get(key)
         return found
@@ -86,7 +85,7 @@ class Document:
         name = ".".join(keys)
         found = self.items(*keys)
         for item in found:
-            if not isinstance(item, Mapping):
+            if not isinstance(item, dict):
                 raise self._refusal(keys, "a list of objects", item)
         return [Document(f"{self.where}, {name}[{i}]", item) for i, item in enumerate(found)]
 
@@ -95,7 +94,7 @@ class Document:
         found = self.value(*keys)
         if found is None:
             return None
-        if not isinstance(found, Mapping):
+        if not isinstance(found, dict):
             raise self._refusal(keys, "an object", found)
         return Document(f"{self.where}, {'.'.join(keys)}", found)
 

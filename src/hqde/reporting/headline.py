@@ -86,7 +86,7 @@ def _cost(record: RunRecord, metrics: Document) -> list[Tile]:
         metrics.number("communication", "sent_bytes"),
         metrics.number("communication", "dense_bytes"),
     )
-    against = "uncompressed float32"
+    against = "as plain float32" if sent else "no group had anything to exchange"
     if sent is not None and dense and abs(sent / dense - 1) > 0.005:
         against = f"{short(sent / dense, 2)} × plain float32 ({bytes_text(dense)})"
     samples = metrics.number("train", "worker_samples")
@@ -116,7 +116,7 @@ def _unfinished_tiles(record: RunRecord) -> list[Tile]:
             found.append(Tile("validation RMSE", short(score.rmse), "newest"))
         else:
             found.append(Tile("validation accuracy", percent(score.accuracy), "newest"))
-        found.append(Tile("validation NLL", fixed(score.loss), "newest"))
+            found.append(Tile("validation NLL", fixed(score.loss), "newest"))
     found.append(Tile("time in rounds", seconds_text(sum(line.wall_s or 0.0 for line in record.rounds))))
     return [tile for tile in found if tile.value != "–"]
 
@@ -138,8 +138,9 @@ def _verdict(record: RunRecord) -> list[str]:
         return [] if error is None else [f"{who} misses the target by {short(error)} (root mean square)."]
     words = f"{who} classifies {percent(accuracy)} of the test examples correctly"
     if members > 1 and mean is not None:
-        gain = 100 * (accuracy - mean)
-        words += f", {abs(gain):.1f} points {'more' if gain >= 0 else 'fewer'} than its members do on average"
+        gain = round(100 * (accuracy - mean), 1)
+        than = f"{abs(gain)} points {'more' if gain > 0 else 'fewer'} than" if gain else "as many as"
+        words += f", {than} its members do on average"
     return [words + "."]
 
 
@@ -148,15 +149,24 @@ def _temperature(record: RunRecord) -> list[str]:
     if metrics is None:
         return []
     temperature = metrics.number("temperature")
-    before, after = metrics.number("ece"), metrics.number("calibrated", "ece")
-    if temperature is None or before is None or after is None:
-        return []
-    verb = "lowers" if after < before - 5e-4 else "raises" if after > before + 5e-4 else "leaves"
-    moved = f"at {fixed(before)}" if verb == "leaves" else f"from {fixed(before)} to {fixed(after)}"
-    return [
-        f"Temperature {fixed(temperature, 2)}, fitted on the validation split, {verb} "
-        f"the calibration error {moved}."
+    moves = [
+        _move(name, metrics.number(key), metrics.number("calibrated", key))
+        for key, name in (("ece", "calibration error"), ("nll", "NLL"))
     ]
+    told = [move for move in moves if move]
+    if temperature is None or temperature == 1.0 or not told:
+        return []
+    words = f"Temperature {fixed(temperature, 2)}, fitted on the validation split, {' and '.join(told)}."
+    return [words]
+
+
+def _move(name: str, before: float | None, after: float | None) -> str:
+    """How temperature moved a figure, as a piece of a sentence."""
+    if before is None or after is None:
+        return ""
+    if fixed(before) == fixed(after):
+        return f"leaves the {name} at {fixed(before)}"
+    return f"{'lowers' if after < before else 'raises'} the {name} from {fixed(before)} to {fixed(after)}"
 
 
 def warnings(record: RunRecord) -> list[str]:

@@ -8,7 +8,7 @@ from statistics import fmean
 from hqde.reporting.document import Document
 from hqde.reporting.panel import BOTTOM, TOP, WIDTH, Figure, Key, Panel, Table
 from hqde.reporting.record import RunRecord
-from hqde.reporting.scales import fixed, percent, span
+from hqde.reporting.scales import fixed, percent, short, span
 from hqde.reporting.timeline import group_style
 
 # So many members get a row each with their name; more stand in rank order.
@@ -28,7 +28,11 @@ def member_figures(record: RunRecord) -> list[Figure]:
     if not members or ensemble is None:
         return []
     if record.task == "regression":
-        wanted = [("rmse", "RMSE", "test RMSE (target units)", True), ("nll", "NLL", "test NLL (nats)", True)]
+        wanted = [
+            ("rmse", "RMSE", "test RMSE (target units)", True),
+            ("crps", "CRPS", "test CRPS (target units)", True),
+            ("nll", "NLL", "test NLL (nats)", True),
+        ]
     else:
         wanted = [("accuracy", "accuracy", "test accuracy", False), ("nll", "NLL", "test NLL (nats)", True)]
     figures: list[Figure] = []
@@ -46,7 +50,7 @@ def _dots(
     scores: dict[int, float], whole: float, key: str, word: str, label: str, lower: bool, table: Table | None
 ) -> Figure:
     def written(value: float) -> str:
-        return percent(value, 2) if key == "accuracy" else fixed(value, 4)
+        return percent(value, 2) if key == "accuracy" else short(value, 4)
 
     better = sum((whole < value) if lower else (whole > value) for value in scores.values())
     count = "its only member" if len(scores) == 1 else f"{better} of its {len(scores)} members"
@@ -78,7 +82,7 @@ def _dots(
         "ensemble",
         "event ink end" if right_side else "event ink",
     )
-    radius = 5.5 if named else max(2.0, min(4.0, 90 / len(ranked)))
+    radius = 5.5 if named else max(2.6, min(4.0, 90 / len(ranked)))
     for i, member in enumerate(ranked):
         style = group_style(member, len(ranked))
         panel.dot(scores[member], i, style, f"member {member}: {written(scores[member])}", radius)
@@ -179,4 +183,6 @@ def _shades(panel: Panel, matrix: Sequence[Sequence[float | None]], top: float) 
             corner = f"M{panel.x(j):.1f} {panel.y(i):.1f}"
             paths.setdefault(shade, []).append(f"{corner}h{side[0]:.2f}v{side[1]:.2f}h-{side[0]:.2f}z")
     for shade, parts in sorted(paths.items()):
-        panel.add('<path class="cell" style="--share:{}" d="{}"/>', f"{shade / SHADES:.2f}", "".join(parts))
+        panel.add(
+            '<path class="cell plain" style="--share:{}" d="{}"/>', f"{shade / SHADES:.2f}", "".join(parts)
+        )

@@ -20,7 +20,7 @@ from hqde.reporting.reading import read_run
 from hqde.reporting.record import Event, RunRecord
 from hqde.reporting.regression import regression_figures
 from hqde.reporting.reliability import reliability_figures
-from hqde.reporting.validation_curves import validation_figures
+from hqde.reporting.validation_curves import rounds_table, validation_figures
 from hqde.reporting.worker_curves import worker_figures
 
 MOST_EVENTS = 200
@@ -28,11 +28,12 @@ MOST_EVENTS = 200
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: its anchor, its heading and its figures."""
+    """A part of the page: its anchor, its heading, its figures, and a table under them."""
 
     anchor: str
     heading: str
     figures: tuple[Figure, ...]
+    table: Table | None = None
 
 
 def build_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -83,9 +84,10 @@ def render_report(record: RunRecord) -> str:
 
 
 def _sections(record: RunRecord) -> list[Section]:
+    learning = (*validation_figures(record), *worker_figures(record))
     found = [
         Section("members", "Members and ensemble", tuple(member_figures(record))),
-        Section("learning", "Learning", (*validation_figures(record), *worker_figures(record))),
+        Section("learning", "Learning", learning, rounds_table(record)),
         Section("calibration", "Calibration", tuple(reliability_figures(record))),
         Section("predictions", "Predictions", tuple(regression_figures(record))),
         Section("costs", "Time and bytes", tuple(cost_figures(record))),

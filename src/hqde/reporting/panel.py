@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hqde.reporting.scales import Scale, short
 
 WIDTH, HEIGHT = 400.0, 260.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 36.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 18.0, 36.0, 40.0
 NUM_COLOURS = 8
 
 

@@ -24,7 +24,10 @@ PNG_COLOUR = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> PNG colour type: grey, grey
 
 @dataclass(frozen=True)
 class UncertainExample:
-    """One example for the page. Uncertainties in nats; ``None`` where they were not recorded."""
+    """One example for the page; ``None`` where a figure was not recorded.
+
+    Uncertainties are nats for classes, and variances in squared target units for regression.
+    """
 
     index: int
     target: str
@@ -36,6 +39,11 @@ class UncertainExample:
     epistemic: float | None
     picture: Markup | None
     features: str
+
+    @property
+    def spread(self) -> str:
+        """The predicted standard deviation, in target units."""
+        return "" if self.total is None or self.total < 0 else short(math.sqrt(self.total), 2)
 
     @property
     def epistemic_share(self) -> float | None:

@@ -35,9 +35,13 @@ def _scatter(pairs: list[tuple[float, float]]) -> Figure:
         (low, high), (low, high), x_label="target (its own units)", y_label="predicted", size=(400, 330)
     )
     panel.line([(low, low), (high, high)], "ideal", "prediction equals target")
-    panel.dots([(t, p) for p, t in pairs], "c0", f"{len(pairs):,} test examples")
+    panel.dots([(t, p) for p, t in pairs], _dots_style(pairs), f"{len(pairs):,} test examples")
     legend = (Key("c0", "dot", "one test example"), Key("ink", "dash", "prediction equals target"))
     return Figure(title, panel.render(title), "Dots above the dashed line were predicted too high.", legend)
+
+
+def _dots_style(pairs: list[tuple[float, float]]) -> str:
+    return "c0 few" if len(pairs) < 300 else "c0"
 
 
 def _residuals(pairs: list[tuple[float, float]]) -> Figure:
@@ -54,7 +58,7 @@ def _residuals(pairs: list[tuple[float, float]]) -> Figure:
         y_label="predicted − target", size=(400, 330),
     )  # fmt: skip
     panel.rule((panel.x.start, panel.y(0)), (panel.x.end, panel.y(0)), "ideal")
-    panel.dots([(p, p - t) for p, t in pairs], "c0", f"{len(pairs):,} test examples")
+    panel.dots([(p, p - t) for p, t in pairs], _dots_style(pairs), f"{len(pairs):,} test examples")
     note = "A slope or a funnel says that the error depends on the size of the prediction."
     return Figure(title, panel.render(f"{title}. {note}"), note)
 

@@ -13,6 +13,7 @@ from hqde.reporting.scales import fixed, percent
 COUNT_BAND = 0.26
 FLOOR = -0.34
 CHART_HEIGHT = 330.0
+FEW = 10
 
 
 def reliability_figures(record: RunRecord) -> list[Figure]:
@@ -32,7 +33,7 @@ def reliability_figures(record: RunRecord) -> list[Figure]:
 def _before_and_after(record: RunRecord) -> list[Figure]:
     """Every figure as trained and after temperature, side by side."""
     metrics = record.metrics
-    if metrics is None or metrics.document("calibrated") is None:
+    if metrics is None or record.task == "regression" or metrics.document("calibrated") is None:
         return []
     rows = []
     for key, name in (("accuracy", "accuracy"), ("nll", "NLL"), ("brier", "Brier score"), ("ece", "ECE")):
@@ -70,7 +71,8 @@ def _diagram(bins: Document, when: str) -> Figure | None:
     panel = Panel(
         (0, 1), (FLOOR, 1),
         x_label="confidence (probability of the predicted class)", y_label="share that is right",
-        percent_x=True, y_ticks=[(v / 100, f"{v} %") for v in range(0, 101, 20)], right=18, size=(WIDTH, CHART_HEIGHT),
+        percent_x=True, y_ticks=[(v / 100, f"{v} %") for v in range(0, 101, 20)],
+        size=(WIDTH, CHART_HEIGHT),
     )  # fmt: skip
     panel.line([(0, 0), (1, 1)], "ideal", "perfectly calibrated")
     width, most = 1 / max(len(count), 1), max(n for _, _, n in rows)
@@ -82,20 +84,24 @@ def _diagram(bins: Document, when: str) -> Figure | None:
     panel.text(
         (panel.x.start + 4, panel.y(FLOOR + COUNT_BAND) + 4), f"examples per bin (tallest: {most:,})", "event"
     )
-    panel.line([(c, a) for c, a, _ in rows], "c0 quiet")
     for c, a, n in rows:
         low, high = wilson_interval(a, n)
-        panel.rule((panel.x(c), panel.y(low)), (panel.x(c), panel.y(high)), "whisker c0")
+        panel.rule((panel.x(c), panel.y(low)), (panel.x(c), panel.y(high)), f"whisker {_weight(n)}")
     for c, a, n in rows:
-        panel.dot(c, a, "c0", f"confidence {percent(c)}: right {percent(a)} of {n:,} examples", 4)
+        panel.dot(c, a, _weight(n), f"confidence {percent(c)}: right {percent(a)} of {n:,} examples", 4)
     legend = (
         Key("c0", "dot", "one bin, with its 95 % interval"), Key("ink", "dash", "perfectly calibrated"),
         Key("count", "bar", "examples per bin"),
     )  # fmt: skip
     cells = tuple((percent(c), percent(a), f"{n:,}") for c, a, n in rows)
     table = Table("The bins in numbers", ("confidence", "right", "examples"), cells)
-    note = "Dots under the dashed line claim more than they keep."
+    note = f"Dots under the dashed line claim more than they keep; pale ones stand for fewer than {FEW} examples."
     return Figure(title, panel.render(f"{title}. {note}"), note, legend, table)
+
+
+def _weight(count: int) -> str:
+    """Bins of few examples say little, and are drawn pale."""
+    return "c0" if count >= FEW else "c0 pale"
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -107,24 +107,21 @@ def thin(points: Sequence[tuple[float, float | None]], limit: int = 160) -> list
 def short(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits, without a tail of zeros.
 
-    >>> short(0.07123), short(12345.6), short(0.00001), short(None), short(3.0)
-    ('0.0712', '12,346', '1e-5', '–', '3')
+    >>> short(0.07123), short(12345.6), short(0.00001), short(None), short(-3.0)
+    ('0.0712', '12,346', '1e-5', '–', '−3')
     """
     if value is None:
         return "–"
     if value == 0:
         return "0"
-    if abs(value) >= 10**digits:
-        return (
-            f"{value:,.0f}"
-            if abs(value) < 1e9
-            else f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e")
-        )
-    if abs(value) < 1e-3:
+    if value < 0:
+        return f"\N{MINUS SIGN}{short(-value, digits)}"
+    if value >= 1e9 or value < 1e-3:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{decimals}f}"
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(value)))
+    text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isclose
 from statistics import fmean
 
 from hqde.reporting.panel import NUM_COLOURS, Figure, Key, Table, colour
@@ -65,6 +66,8 @@ def _against_members(whole: float, parts: Sequence[float], *, lower_is_better: b
 
 
 def _validation_loss(record: RunRecord, axis: Timeline) -> Figure | None:
+    if all(_is_squared_error(line.validation) for line in record.rounds if line.validation is not None):
+        return None  # the RMSE's chart shows it
     series, ensemble = _validation_series(record, axis, lambda score: score.loss, lambda score: score.nll)
     present = [(x, y) for x, y in ensemble if y is not None]
     if not present:
@@ -86,7 +89,13 @@ def _validation_loss(record: RunRecord, axis: Timeline) -> Figure | None:
         y_label="validation NLL (nats)",
         allow_log=True,
         legend=legend,
-        table=rounds_table(record),
+    )
+
+
+def _is_squared_error(score: ValidationScore) -> bool:
+    """Whether the loss only repeats the RMSE."""
+    return (
+        score.rmse is not None and score.loss is not None and isclose(score.loss, score.rmse**2, rel_tol=1e-3)
     )
 
 
@@ -106,7 +115,8 @@ def _validation_quality(record: RunRecord, axis: Timeline) -> Figure | None:
     return curve_figure(
         f"The ensemble's validation {words}{compared}",
         series, axis, y_label="validation RMSE (target units)" if regression else "validation accuracy",
-        percent_y=not regression, legend=_member_legend(record, Key("ink", "strong", "ensemble")),
+        percent_y=not regression, allow_log=regression,
+        legend=_member_legend(record, Key("ink", "strong", "ensemble")),
     )  # fmt: skip
 
 
@@ -154,6 +164,6 @@ def rounds_table(record: RunRecord, limit: int = 40) -> Table:
                 seconds_text(line.wall_s),
             )
         )
-    every = "" if step == 1 else f" (every {step}th)"
-    head = ("round", "epoch", "groups", "mean training loss", "validation NLL", quality, "wall time")
+    every = "" if step == 1 else f" (one of every {step})"
+    head = ("round", "epoch", "groups", "mean training loss", "validation loss", quality, "wall time")
     return Table(f"The rounds in numbers{every}", head, tuple(rows))

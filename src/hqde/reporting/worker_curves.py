@@ -22,20 +22,21 @@ def worker_figures(record: RunRecord) -> list[Figure]:
 def _worker_legend(record: RunRecord) -> tuple[Key, ...]:
     groups, crowd = record.groups, len(record.worker_ids) > CROWD
     if len(groups) > NUM_COLOURS:
-        return (Key("many", "line", "one worker"), Key("ink", "line", "mean of all workers"))
+        return (Key("many", "line", "one worker"), Key("ink", "strong", "mean of all workers"))
     if crowd:
         return tuple(
-            Key(colour(g), "line", f"mean of group {g} ({len(groups[g])} workers)")
-            for g in range(len(groups))
+            Key(colour(g), "line", f"group {g} ({len(groups[g])} workers)") for g in range(len(groups))
         )
-    return tuple(
-        Key(colour(g), "line", f"group {g}: workers {_listed(groups[g])}") for g in range(len(groups))
-    )
+    return tuple(Key(colour(g), "line", f"group {g}: {_listed(groups[g])}") for g in range(len(groups)))
 
 
 def _listed(workers: Sequence[int]) -> str:
+    if not workers:
+        return "no workers"
+    if len(workers) == 1:
+        return f"worker {workers[0]}"
     consecutive = len(workers) > 2 and list(workers) == list(range(workers[0], workers[0] + len(workers)))
-    return f"{workers[0]} to {workers[-1]}" if consecutive else ", ".join(map(str, workers))
+    return "workers " + (f"{workers[0]} to {workers[-1]}" if consecutive else ", ".join(map(str, workers)))
 
 
 def _worker_series(
@@ -49,23 +50,18 @@ def _worker_series(
         here = {row.worker: value(row) for row in line.workers}
         for worker, points in curves.items():
             points.append((x, here.get(worker)))
-    crowd = len(curves) > CROWD
+    faint = " faint" if len(curves) > CROWD else ""
     series = [
-        Series(
-            points,
-            group_style(group_of.get(worker, 0), num_groups) + (" faint" if crowd else ""),
-            f"worker {worker}",
-        )
+        Series(points, group_style(group_of.get(worker, 0), num_groups) + faint, f"worker {worker}")
         for worker, points in curves.items()
     ]
-    if crowd:
-        parts = {g: list(group) for g, group in enumerate(record.groups)} if num_groups <= NUM_COLOURS else {}
-        for g, workers in (parts or {-1: list(curves)}).items():
-            name = "mean of all workers" if g < 0 else f"mean of group {g}"
-            style = "ink strong" if g < 0 else f"{colour(g)} strong"
-            series.append(
-                Series(_mean_points([curves[w] for w in workers if w in curves], axis), style, name)
-            )
+    if num_groups > NUM_COLOURS:
+        means = _mean_points(list(curves.values()), axis)
+        series.append(Series(means, "ink strong", "mean of all workers"))
+    elif faint:
+        for g, group in enumerate(record.groups):
+            means = _mean_points([curves[worker] for worker in group if worker in curves], axis)
+            series.append(Series(means, f"{colour(g)} strong", f"mean of group {g}"))
     return series, curves
 
 
