@@ -56,8 +56,8 @@ class Topology:
             )
         if self.branch_at is not None and self.groups == 1:
             raise ConfigError(
-                f"branch_at={self.branch_at} needs at least 2 groups to part into, got 1; drop it, or use more "
-                f"groups"
+                f"branch_at={self.branch_at} needs at least 2 groups to part into, got 1; drop it, or use "
+                f"more groups"
             )
         if self.global_every < 0:
             raise ConfigError(
@@ -65,8 +65,8 @@ class Topology:
             )
         if not 0 < self.global_until < 1:
             raise ConfigError(
-                f"global_until must lie between 0 and 1 (both excluded), so that members part before the end, "
-                f"got {self.global_until}"
+                f"global_until must lie between 0 and 1 (both excluded), so that members part before the "
+                f"end, got {self.global_until}"
             )
         steps = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
         if self.every != "epoch" and not steps:
