@@ -141,6 +141,13 @@ def test_first_outputs_are_small_so_that_the_first_loss_is_near_log_classes(name
     assert loss == pytest.approx(math.log(10), abs=0.5)
 
 
+def test_resnet_convolutions_start_with_variance_two_over_fan_out():
+    torch.manual_seed(0)
+    for conv in (m for m in ResNet18((3, 32, 32), 10).modules() if isinstance(m, nn.Conv2d)):
+        fan_out = conv.out_channels * conv.kernel_size[0] ** 2
+        assert conv.weight.var().item() * fan_out == pytest.approx(2.0, rel=0.15)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_cnn_learns_a_separable_problem(norm):
     torch.manual_seed(0)

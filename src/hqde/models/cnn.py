@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from hqde.errors import ConfigError
 from hqde.models.arguments import check_count, check_counts, check_dropout_rate, check_image_shape
-from hqde.models.initialization import initialize
 from hqde.models.normalization import norm_layer
 
 
@@ -16,7 +15,8 @@ class CNN(nn.Module):
     """Blocks of 3x3 convolution, norm, ReLU and 2x2 max-pool, then dropout and a linear head.
 
     Every pool halves height and width, rounding down. With the default three blocks, 114,186 parameters for
-    ten classes at 3x32x32, and images of 8x8 pixels are the smallest that fit.
+    ten classes at 3x32x32, and images of 8x8 pixels are the smallest that fit. Weights start as torch sets
+    them, uniform within ``1 / sqrt(fan_in)``; the norm that follows takes their scale out.
 
     Args:
         input_shape: ``(channels, height, width)`` of one image, in pixels.
@@ -60,7 +60,6 @@ class CNN(nn.Module):
         self.body = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(check_dropout_rate(dropout_rate))
         self.head = nn.Linear(width * height * breadth, check_count("num_outputs", num_outputs))
-        initialize(self, head=self.head)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(n, num_outputs)`` for images ``(n, channels, height, width)``."""

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from hqde.errors import ConfigError
 from hqde.models.arguments import check_count, check_counts, check_dropout_rate
-from hqde.models.initialization import initialize
 from hqde.models.normalization import norm_layer
 
 
 class MLP(nn.Module):
     """Flatten, then hidden layers of linear, norm, ReLU and dropout, then a linear head.
+
+    Weights start as torch sets them, uniform within ``1 / sqrt(fan_in)``.
 
     Args:
         input_shape: shape of one example; flattened to its product.
@@ -55,7 +56,6 @@ class MLP(nn.Module):
             width = next_width
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(width, check_count("num_outputs", num_outputs))
-        initialize(self, head=self.head)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(n, num_outputs)`` for ``inputs`` of shape ``(n, *input_shape)``."""

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hqde.models.arguments import check_count, check_dropout_rate, check_image_shape
-from hqde.models.initialization import initialize
 from hqde.models.normalization import norm_layer
 
 MIN_SIDE = 8
@@ -43,7 +42,8 @@ class ResNet18(nn.Module):
     """ResNet-18 with a 3x3 stem of stride 1 and no max-pool, for images of about 32x32.
 
     Four stages of two residual blocks (64, 128, 256, 512 channels; each later stage halves the image), global
-    average pool, dropout, linear head. 11,173,962 parameters for ten classes and three channels.
+    average pool, dropout, linear head. 11,173,962 parameters for ten classes and three channels. Convolutions
+    start normal with variance ``2 / fan_out`` (He et al., "Delving Deep into Rectifiers", 2015, eq. 14).
 
     Args:
         input_shape: ``(channels, height, width)`` of one image, in pixels; sides of at least 8.
@@ -88,7 +88,9 @@ class ResNet18(nn.Module):
         self.body = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(check_dropout_rate(dropout_rate))
         self.head = nn.Linear(width, check_count("num_outputs", num_outputs))
-        initialize(self, head=self.head)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs ``(n, num_outputs)`` for images ``(n, channels, height, width)``."""
