@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -45,6 +45,7 @@ def slow(images: Tensor, augmentation: Augmentation, generator: torch.Generator)
     return out
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     crop_padding=st.integers(0, 5),
     flip=st.booleans(),

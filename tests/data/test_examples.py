@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from hqde.data import Batch, MapExamples, SubsetExamples, TensorExamples, num_rows, take_rows
 from hqde.data.examples import split_batch
-from hqde.data.source import EncodedExamples, decoded, select
+from hqde.data.source import EncodedExamples, decode_parts, is_encoded
 from hqde.errors import DataError, PreconditionError
 
 
@@ -55,6 +55,7 @@ ITEMS = [(INPUTS[row], int(TARGETS[row])) for row in range(10)]
     ],
     ids=["tensors", "dataset", "dataset with __getitems__", "subset", "encoded"],
 )
+@settings(deadline=None, max_examples=50)
 @given(rows=st.lists(st.integers(0, 9), min_size=1, max_size=12))
 def test_rows_come_in_the_order_asked_for_repeats_allowed(examples, rows):
     index = torch.tensor(rows)
@@ -67,6 +68,7 @@ def test_rows_come_in_the_order_asked_for_repeats_allowed(examples, rows):
     assert batch.targets.dtype == torch.int64
 
 
+@settings(deadline=None, max_examples=50)
 @given(outer=st.lists(st.integers(0, 9), min_size=1), data=st.data())
 def test_a_subset_of_a_subset_is_one_hop(outer, data):
     inner = data.draw(st.lists(st.integers(0, len(outer) - 1), min_size=1))
@@ -216,7 +218,7 @@ def test_something_that_is_no_dataset_is_refused():
         MapExamples(3)
 
 
-def test_encoded_rows_are_decoded_only_when_chosen():
+def test_encoded_rows_are_decoded_only_when_chosen_and_once():
     asked = []
 
     def decode(index):
@@ -224,12 +226,26 @@ def test_encoded_rows_are_decoded_only_when_chosen():
         return INPUTS[index]
 
     encoded = EncodedExamples(TARGETS, decode)
-    assert len(encoded.targets) == 10
+    chosen = SubsetExamples(encoded, torch.tensor([7, 2]))
+    plain = TensorExamples(INPUTS, TARGETS)
+    assert chosen.targets.tolist() == [1, 2]
     assert asked == []
-    chosen = select(encoded, torch.tensor([7, 2]))
-    assert isinstance(chosen, TensorExamples)
-    assert asked == [[7, 2]]
-    assert torch.equal(chosen.inputs, INPUTS[[7, 2]])
-    assert len(decoded(encoded)) == 10
-    assert isinstance(select(chosen, torch.tensor([0])), SubsetExamples)
-    assert decoded(chosen) is chosen
+    assert [is_encoded(part) for part in (encoded, chosen, plain)] == [True, True, False]
+    first, second, third = decode_parts([chosen, plain, encoded])
+    assert isinstance(first, TensorExamples)
+    assert torch.equal(first.inputs, INPUTS[[7, 2]])
+    assert second is plain
+    assert len(third) == 10
+    assert asked == [[7, 2], list(range(10))]
+
+
+def test_grey_parts_get_three_channels_beside_coloured_ones():
+    def images(channels):
+        pixels = torch.randint(0, 256, (10, channels, 2, 2), dtype=torch.uint8)
+        return EncodedExamples(TARGETS, lambda index: pixels[index])
+
+    grey, colour, also_grey = images(1), images(3), images(1)
+    first, second, third = decode_parts([grey, colour, also_grey])
+    assert first.inputs.shape == second.inputs.shape == third.inputs.shape == (10, 3, 2, 2)
+    assert torch.equal(first.inputs[:, 2], grey.fetch(torch.arange(10)).inputs[:, 0])
+    assert decode_parts([grey])[0].inputs.shape == (10, 1, 2, 2)

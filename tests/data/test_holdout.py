@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hqde.data import hold_out
@@ -13,6 +13,7 @@ from hqde.errors import DataError
 CLASSES = st.lists(st.integers(0, 4), min_size=2, max_size=120).map(torch.tensor)
 
 
+@settings(deadline=None, max_examples=50)
 @given(targets=CLASSES, fraction=st.floats(0.01, 0.99), seed=st.integers(0, 99), stratify=st.booleans())
 def test_rows_are_parted_and_each_class_keeps_a_row(targets, fraction, seed, stratify):
     try:

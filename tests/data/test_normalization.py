@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
@@ -53,6 +53,7 @@ def test_tables_are_scaled_per_feature_like_scikit_learn():
     assert scale.std.numpy() == pytest.approx(reference.scale_, rel=1e-6)
 
 
+@settings(deadline=None, max_examples=50)
 @given(chunk_rows=st.integers(1, 30))
 def test_chunks_do_not_change_the_statistics(chunk_rows):
     rows = torch.randn(23, 3, generator=torch.Generator().manual_seed(0)) + 100
@@ -126,6 +127,7 @@ def test_inputs_of_another_width_are_refused():
         scale.apply(torch.rand(5, 3, 4, 4))
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=5),
     std=st.floats(2.0**-100, 2.0**100, width=32),

@@ -26,6 +26,7 @@ def class_targets(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 
 
 @pytest.mark.parametrize("partitioner", EVERY_ONE, ids=PARTITIONERS)
+@settings(deadline=None, max_examples=50)
 @given(case=class_targets(), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 def test_every_worker_gets_rows_and_the_same_seed_the_same_rows(partitioner, case, seed, epoch):
     targets, num_workers = case
@@ -42,6 +43,7 @@ def test_every_worker_gets_rows_and_the_same_seed_the_same_rows(partitioner, cas
 
 
 @pytest.mark.parametrize("partitioner", COVER_ONCE, ids=repr)
+@settings(deadline=None, max_examples=50)
 @given(case=class_targets(), seed=st.integers(0, 2**40))
 def test_every_row_goes_to_exactly_one_worker_and_sizes_differ_by_at_most_one(partitioner, case, seed):
     targets, num_workers = case
@@ -124,7 +126,7 @@ def test_a_class_that_all_want_is_shared_and_the_rest_filled_up():
     assert counts[:, 0].tolist() == [1, 1]
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(data=st.data(), num_workers=st.integers(1, 7), num_classes=st.integers(1, 7))
 def test_sharing_out_uses_up_need_and_supply_exactly(data, num_workers, num_classes):
     need = np.array(data.draw(st.lists(st.integers(1, 30), min_size=num_workers, max_size=num_workers)))

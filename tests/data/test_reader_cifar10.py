@@ -114,7 +114,7 @@ class Hostile:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_hostile_batch_runs_nothing(tmp_path, protocol):
     write_batches(tmp_path)
     marker = tmp_path / "it ran"

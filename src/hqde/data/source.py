@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,15 +57,27 @@ class Source:
     classes: tuple[str, ...] | None = None
 
 
-def select(examples: Examples, index: Tensor) -> Examples:
-    """The rows ``index`` (k,): of encoded examples decoded once for good, of any others a view."""
-    if isinstance(examples, EncodedExamples):
-        return TensorExamples(*examples.fetch(index))
-    return SubsetExamples(examples, index)
+def decode_parts(parts: Sequence[Examples]) -> list[Examples]:
+    """The parts of one data set, with those that are still encoded (whole or chosen rows) decoded for good.
+
+    If one of these has colour and another only grey images, the grey ones get three equal channels.
+    """
+    encoded = [part for part in parts if is_encoded(part)]
+    batches = {id(part): part.fetch(torch.arange(len(part))) for part in encoded}
+    images = [batch.inputs for batch in batches.values() if isinstance(batch.inputs, Tensor)]
+    channels = max((inputs.shape[1] for inputs in images if inputs.ndim == 4), default=0)
+    done: list[Examples] = []
+    for part in parts:
+        if id(part) not in batches:
+            done.append(part)
+            continue
+        inputs, targets = batches[id(part)]
+        if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.shape[1] < channels:
+            inputs = inputs.expand(-1, channels, -1, -1).contiguous()
+        done.append(TensorExamples(inputs, targets))
+    return done
 
 
-def decoded(examples: Examples) -> Examples:
-    """All rows, decoded for good if they are still encoded."""
-    return (
-        select(examples, torch.arange(len(examples))) if isinstance(examples, EncodedExamples) else examples
-    )
+def is_encoded(part: Examples) -> bool:
+    """Whether fetching rows of ``part`` means decoding them."""
+    return isinstance(part.examples if isinstance(part, SubsetExamples) else part, EncodedExamples)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hqde.data.examples import Examples, Task
+from hqde.data.examples import Examples, SubsetExamples, Task
 from hqde.data.holdout import hold_out
 from hqde.data.schema import Schema, check_classes_differ, check_inputs, check_targets, describe_inputs
-from hqde.data.source import EncodedExamples, decoded, select
+from hqde.data.source import decode_parts, is_encoded
 from hqde.errors import ConfigError, DataError
 from hqde.seeding import generator
 
@@ -78,17 +78,16 @@ def make_splits(
         kept, held = hold_out(
             train.targets, test_fraction, seed=split_seed, purpose="test", stratify=stratify
         )
-        test, train = select(train, held), select(train, kept)
+        test, train = SubsetExamples(train, held), SubsetExamples(train, kept)
     if max_train is not None and max_train < len(train):
         order = torch.randperm(len(train), generator=generator(split_seed, "data", "max_train"))
-        train = select(train, order[:max_train].sort().values)
-    train, test = decoded(train), decoded(test)
+        train = SubsetExamples(train, order[:max_train].sort().values)
     if validation is None:
         kept, held = hold_out(
             train.targets, validation_fraction, seed=split_seed, purpose="validation", stratify=stratify
         )
-        validation, train = select(train, held), select(train, kept)
-    validation = decoded(validation)
+        validation, train = SubsetExamples(train, held), SubsetExamples(train, kept)
+    train, validation, test = decode_parts([train, validation, test])
     if stratify:
         check_classes_differ(train.targets)
     kind, shape = describe_inputs(train)
@@ -114,7 +113,7 @@ def _check_part(name: str, part: Examples, *, task: Task, classes: Sequence[str]
         names = check_targets(part.targets, task=task, classes=classes)
         if task == "classification" and name == "training":
             check_classes_differ(part.targets)
-        if not isinstance(part, EncodedExamples):  # what is still encoded is uint8 pixels: always finite
+        if not is_encoded(part):  # what is still encoded is uint8 pixels: always finite
             check_inputs(part)
     except DataError as error:
         raise DataError(f"{name} data: {error}") from error

@@ -23,7 +23,7 @@ FOLDER_SETS: dict[str, Callable[[Path], Source]] = {
 }
 """Named data sets that live in a folder: written ``name:DIR``."""
 
-TABLE_SUFFIXES = (".csv", ".parquet")
+TABLE_READERS = {".csv": read_csv, ".parquet": read_parquet}
 
 
 def read_source(source: str, *, task: Task | None = None, target: str | None = None) -> Source:
@@ -33,32 +33,38 @@ def read_source(source: str, *, task: Task | None = None, target: str | None = N
         DataError: unknown, missing, damaged, or not usable.
         ConfigError: ``target`` or ``task`` does not fit this kind of source.
     """
-    name, colon, rest = source.partition(":")
+    name, _, rest = source.partition(":")
     path = Path(source).expanduser()
-    suffix = path.suffix.lower()
-    if target is not None and (suffix not in TABLE_SUFFIXES or name in FOLDER_SETS):
+    suffix = "" if name in FOLDER_SETS else path.suffix.lower()
+    if suffix in TABLE_READERS:
+        return TABLE_READERS[suffix](path, task=task, target=target)
+    if target is not None:
         raise ConfigError(
             f"target='{target}' names a column of a table, but '{source}' is none; leave target out"
         )
-    if suffix == ".csv" and name not in FOLDER_SETS:
-        return read_csv(path, task=task, target=target)
-    if suffix == ".parquet" and name not in FOLDER_SETS:
-        return read_parquet(path, task=task, target=target)
-    if suffix == ".npz" and name not in FOLDER_SETS:
+    if suffix == ".npz":
         return read_npz(path, task=task)
-    if PATTERN.fullmatch(source) and name not in FOLDER_SETS:
+    if name not in FOLDER_SETS and PATTERN.fullmatch(source):
         return _read_function(source, task=task)
+    found = _read_classes(source, name, rest, path)
+    if found is None:
+        raise DataError(_unknown(name, source))
     if task == "regression":
         raise ConfigError(f"task='regression' does not fit '{source}', which holds classes; leave task out")
+    return found
+
+
+def _read_classes(source: str, name: str, rest: str, path: Path) -> Source | None:
+    """Read one of the sources whose rows always have classes; None if it is none of them."""
     if source == "digits":
         return read_digits()
     if name in FOLDER_SETS:
         if not rest:
             raise DataError(f"'{name}' needs the folder of its files; write {name}:DIR")
         return FOLDER_SETS[name](Path(rest).expanduser())
-    if path.is_dir() or (not colon and _looks_like_path(source)):
+    if source and (path.is_dir() or (name == source and _looks_like_path(source))):
         return read_image_folder(path)
-    raise DataError(_unknown(name, source))
+    return None
 
 
 def _read_function(source: str, *, task: Task | None) -> Source:

@@ -115,14 +115,21 @@ def _expected_bytes(path: Path) -> int:
         while True:
             stream.seek(position)
             header = stream.read(_LIST_HEADER.size)
-            if header.startswith(b"PK\x03\x04") and len(header) >= _LOCAL_HEADER.size:
-                *_, packed_bytes, _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(header)
-                stream.seek(position + _LOCAL_HEADER.size + name_bytes)
-                extra = stream.read(extra_bytes)
-                if packed_bytes == _SIZE_IN_EXTRA and len(extra) >= 20:  # id, length, full size, packed size
-                    packed_bytes = struct.unpack_from("<Q", extra, 12)[0]
-                position += _LOCAL_HEADER.size + name_bytes + extra_bytes + packed_bytes
-            elif header.startswith(b"PK\x01\x02") and len(header) == _LIST_HEADER.size:
-                position += _LIST_HEADER.size + sum(_LIST_HEADER.unpack(header)[10:13])
+            if header.startswith(b"PK\x03\x04"):
+                layout = _LOCAL_HEADER
+            elif header.startswith(b"PK\x01\x02"):
+                layout = _LIST_HEADER
             else:
                 return position + _END_RECORD_BYTES
+            if len(header) < layout.size:
+                return position + layout.size
+            fields = layout.unpack_from(header)
+            if layout is _LIST_HEADER:
+                position += layout.size + sum(fields[10:13])
+                continue
+            packed_bytes, name_bytes, extra_bytes = fields[7], fields[9], fields[10]
+            stream.seek(position + layout.size + name_bytes)
+            extra = stream.read(extra_bytes)
+            if packed_bytes == _SIZE_IN_EXTRA and len(extra) >= 20:  # id, length, full size, packed size
+                packed_bytes = struct.unpack_from("<Q", extra, 12)[0]
+            position += layout.size + name_bytes + extra_bytes + packed_bytes
