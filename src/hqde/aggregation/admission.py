@@ -24,8 +24,9 @@ def admit(
 ) -> tuple[list[Update], list[Rejection]]:
     """Sort updates into those a rule may see and those it may not.
 
-    An update is refused when it belongs to another round, when its worker has handed one in already, when its
-    length or dtype does not fit the layout, or when its delta or its training loss is not finite.
+    An update is refused when it belongs to another round, when its worker has handed one in already (the
+    lowest sound attempt counts), when its length or dtype does not fit the layout, or when its delta or its
+    training loss is not finite.
 
     Args:
         updates: in any order.
@@ -65,8 +66,9 @@ def _fault(update: Update, round_index: int, size: int, num_integers: int) -> st
         return (
             f"its delta is {update.delta.dtype} of {tuple(update.delta.shape)}, expected floating ({size},)"
         )
-    if update.integers.shape != (num_integers,):
-        return f"it has {tuple(update.integers.shape)} integer buffers, expected ({num_integers},)"
+    if update.integers.shape != (num_integers,) or update.integers.dtype != torch.int64:
+        found = f"{update.integers.dtype} of {tuple(update.integers.shape)}"
+        return f"its integer buffers are {found}, expected torch.int64 ({num_integers},)"
     if not bool(torch.isfinite(update.delta.sum())):  # one pass; a finite sum has finite terms
         bad = int((~torch.isfinite(update.delta)).sum())
         if bad:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from hqde.errors import PreconditionError
@@ -46,6 +45,7 @@ class Mean:
         PreconditionError: no rows, shares of another length, or shares that do not sum to 1.
 
     Example:
+        >>> import torch
         >>> Mean()(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([0.5, 0.5])).value
         tensor([2., 4.])
 
@@ -54,7 +54,7 @@ class Mean:
 
     def __call__(self, rows: Tensor, shares: Tensor) -> Aggregate:
         check_rows(rows, shares)
-        value = torch.zeros(rows.shape[1], dtype=rows.dtype)
+        value = rows.new_zeros(rows.shape[1])
         # One row after the other: the same bits for any number of threads.
         for row, share in zip(rows, shares.tolist(), strict=True):
             value.add_(row, alpha=share)
@@ -74,5 +74,8 @@ def check_rows(rows: Tensor, shares: Tensor) -> None:
     if shares.shape != rows.shape[:1]:
         raise PreconditionError(f"{rows.shape[0]} rows need as many shares, got {tuple(shares.shape)}")
     total = float(shares.sum())
-    if abs(total - 1.0) > 1e-6 or bool((shares < 0).any()):
-        raise PreconditionError(f"shares must be non-negative and sum to 1, they sum to {total:.6g}")
+    if not abs(total - 1.0) <= 1e-6 or not bool((shares >= 0).all()):  # written so that NaN is refused
+        raise PreconditionError(
+            f"shares must be non-negative and sum to 1, got a least share of {float(shares.min()):.6g} "
+            f"and a sum of {total:.6g}"
+        )
