@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from hqde.config.settings import Config, GroupConfig
 from hqde.data import Splits, load_splits, make_partitioner
 from hqde.ensemble import make_combiner
-from hqde.errors import ConfigError
 from hqde.models import ModelSpec, model_spec
 from hqde.rounds import Experiment, GroupSettings, make_server_optimizer
-from hqde.training import Recipe
+from hqde.training import Recipe, resolve_device
 
 
 def load_data(config: Config) -> Splits:
@@ -34,12 +31,11 @@ def load_data(config: Config) -> Splits:
 
 
 def resolve(config: Config, splits: Splits) -> Config:
-    """Replace what is ``auto`` by what it stands for here, so that the written configuration repeats the run."""
+    """Put in place of ``auto`` what it stands for here, so that the written configuration repeats the run."""
     model, run = config.model, config.run
     if model.name == "auto":
         model = replace(model, name="cnn" if splits.schema.kind == "image" else "mlp")
-    if run.device == "auto":
-        run = replace(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    run = replace(run, device=resolve_device(run.device))
     return replace(config, model=model, run=run)
 
 
@@ -57,7 +53,6 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         4
     """
     run, server = config.run, config.server
-    _check_device(run.device)
     recipe = config.training
     return Experiment(
         splits=splits,
@@ -80,7 +75,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         combiner=make_combiner(config.ensemble.combiner),
         calibrate=config.ensemble.calibrate,
         seed=run.seed,
-        device=run.device,
+        device=resolve_device(run.device),
     )
 
 
@@ -105,14 +100,3 @@ def _group(config: Config, recipe: Recipe, splits: Splits, group: GroupConfig) -
         bootstrap=group.bootstrap,
         recipe=group.training,
     )
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ConfigError(f"device '{name}' is not there: {count} CUDA devices were found; use cpu")

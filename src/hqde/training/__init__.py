@@ -1,5 +1,6 @@
 """One worker's life: recipe, schedule, objective, optimizer, the local loop."""
 
+from hqde.training.device import resolve_device
 from hqde.training.diversity import Diversity
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.objective import check_outputs, example_losses
@@ -24,5 +25,6 @@ __all__ = [
     "epoch_batches",
     "example_losses",
     "make_optimizer",
+    "resolve_device",
     "update_efficiency",
 ]
