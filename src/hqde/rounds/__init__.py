@@ -13,6 +13,7 @@ from hqde.rounds.events import (
     synchronisation_line,
 )
 from hqde.rounds.experiment import Experiment, GroupSettings
+from hqde.rounds.round_log import RoundLog
 from hqde.rounds.run_directory import RunDirectory
 from hqde.rounds.server import (
     SERVER_OPTIMIZERS,
@@ -38,6 +39,7 @@ __all__ = [
     "Listeners",
     "Momentum",
     "Result",
+    "RoundLog",
     "RoundRecord",
     "RunDirectory",
     "RunState",

@@ -75,6 +75,13 @@ class RoundRecord:
         rates = [worker.lr for worker in self.workers if worker.lr is not None]
         return sum(rates) / len(rates) if rates else None
 
+    @property
+    def mean_loss(self) -> float | None:
+        """Training loss per example, the mean over workers by their samples; ``None`` if no worker has one."""
+        shares = [(w.loss, w.samples) for w in self.workers if w.loss is not None and w.samples]
+        total = sum(samples for _, samples in shares)
+        return sum(loss * samples for loss, samples in shares) / total if total else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, one line of ``history.jsonl``."""
         return asdict(self)
