@@ -20,7 +20,8 @@ class Update:
         integers: ``(k,)`` int64; the worker's integer buffers as they stand.
         num_samples: examples the worker was given in the round (the engine's count, not a claim).
         loss: mean training loss over the round's samples; NaN when it had none.
-        accuracy: fraction of the round's samples classified right while training; ``None`` in regression.
+        accuracy: fraction of the round's samples classified right while training; ``None`` in regression,
+            and when there were none.
         learning_rate: rate of the round's last step.
         efficiency: the worker's efficiency score after the round.
         seconds: wall time of the round in the worker.

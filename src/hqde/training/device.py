@@ -25,10 +25,13 @@ def resolve_device(name: str) -> str:
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    refusal = f"'{name}' is no device; use auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"'{name}' is no device; use auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(refusal) from error
+    if device.type not in ("cpu", "cuda"):  # random streams are kept on these two alone
+        raise ConfigError(refusal)
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:

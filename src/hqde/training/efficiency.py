@@ -12,7 +12,8 @@ def update_efficiency(score: float, loss: float) -> float:
 
     Args:
         score: the score so far, starting at 1.
-        loss: the step's mean training loss; a loss that is not finite adds nothing.
+        loss: the step's mean training loss; one that is not finite adds nothing, and a negative one (a
+            Gaussian likelihood above 1) counts as 0, where the seed's formula would run into its pole at -1.
 
     Example:
         >>> update_efficiency(1.0, 1.0)
@@ -20,5 +21,5 @@ def update_efficiency(score: float, loss: float) -> float:
         >>> update_efficiency(0.1, float("nan"))
         0.1
     """
-    gain = 1.0 / (1.0 + loss) if math.isfinite(loss) and loss > -1.0 else 0.0
+    gain = 1.0 / (1.0 + max(0.0, loss)) if math.isfinite(loss) else 0.0
     return max(0.1, score * 0.99 + 0.01 * gain)

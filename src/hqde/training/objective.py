@@ -23,7 +23,8 @@ def example_losses(outputs: Tensor, targets: Tensor, loss: Loss, *, label_smooth
         label_smoothing: only for cross-entropy.
 
     Returns:
-        ``(n,)`` losses in nats (cross-entropy, Gaussian NLL) or squared units (MSE).
+        ``(n,)`` losses in nats (cross-entropy; Gaussian NLL without its constant ½ log 2π) or squared units
+        (MSE).
 
     Example:
         >>> example_losses(torch.zeros(1, 2), torch.tensor([1]), "cross_entropy")

@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hqde.errors import CheckpointError
+from hqde.errors import CheckpointError, PreconditionError
 from hqde.training.recipe import Recipe
+
+# What each optimizer keeps per parameter, as PyTorch names it.
+_STATE_KEYS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+}
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -14,8 +20,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
     Weight decay is left off tensors of fewer than two dimensions (biases, normalisation scales), the usual
     practice (He et al. 2019, "Bag of tricks").
+
+    Raises:
+        PreconditionError: no parameter requires a gradient.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise PreconditionError(
+            f"all parameters of {type(model).__name__} are frozen; set requires_grad on those to train"
+        )
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
@@ -46,11 +59,16 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         CheckpointError: the tensors belong to another optimizer or model.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    keys = _STATE_KEYS[type(optimizer)]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
         if not index.isdigit() or int(index) >= len(parameters):
             raise CheckpointError(f"optimizer state '{name}' has no parameter among {len(parameters)}")
+        if key not in keys:
+            raise CheckpointError(
+                f"optimizer state '{name}' is none of {type(optimizer).__name__}, which keeps {sorted(keys)}"
+            )
         if value.ndim and value.shape != parameters[int(index)].shape:
             raise CheckpointError(
                 f"optimizer state '{name}' is {tuple(value.shape)}, its parameter "

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from hqde.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -23,6 +25,9 @@ class Schedule:
         restart_at: r, fraction of the run; ``None`` for no restart.
         restart_level: q, fraction of the peak.
 
+    Raises:
+        ConfigError: a fraction is out of range.
+
     Example:
         >>> Schedule(warmup=0.1).factor(0.05)
         0.5
@@ -36,6 +41,14 @@ class Schedule:
     warmup: float = 0.05
     restart_at: float | None = None
     restart_level: float = 0.67
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup is a fraction of the run in [0, 1), got {self.warmup}")
+        if self.restart_at is not None and not 0 < self.restart_at < 1:
+            raise ConfigError(
+                f"restart_at is a fraction of the run between 0 and 1 (both excluded), got {self.restart_at}"
+            )
 
     def factor(self, progress: float) -> float:
         """Fraction of the peak rate at ``progress``, itself a fraction of the run."""

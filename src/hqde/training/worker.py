@@ -60,7 +60,8 @@ class Order:
         epoch: 1, 2, …; chooses the data order.
         start: weights last committed for the worker's group.
         keep_buffers: leave the worker's own buffers (BatchNorm statistics) in place when loading ``start``.
-        fresh_optimizer: forget the optimizer's state first (after a rejected update).
+        fresh_optimizer: forget the optimizer's state first, and the worker's own buffers too (after a
+            rejected update, which may have made either not finite).
         shard: ``(k,)`` int64 indices of the worker's examples in this epoch.
         first_batch, num_batches: which of the epoch's batches; ``None`` means all that are left.
         progress: fractions of the run at the round's start and end.
@@ -107,9 +108,7 @@ class Worker:
             self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._loss = spec.recipe.loss_for(spec.schema.task)
         self._optimizer = make_optimizer(self._model, spec.recipe)
-        self._scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
-            self._device.type, enabled=spec.recipe.precision == "fp16-mixed"
-        )
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
 
     def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
@@ -121,7 +120,8 @@ class Worker:
         """
         began = time.perf_counter()
         spec = self.spec
-        self.layout.write(order.start, self._model, with_buffers=not order.keep_buffers)
+        own_buffers = order.keep_buffers and not order.fresh_optimizer
+        self.layout.write(order.start, self._model, with_buffers=not own_buffers)
         if order.fresh_optimizer:
             self._optimizer = make_optimizer(self._model, spec.recipe)
         batches = list(epoch_batches(order, seed=spec.seed, batch_size=spec.recipe.batch_size))
@@ -133,7 +133,8 @@ class Worker:
             draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
             for step, index in enumerate(batches):
                 first, last = order.progress
-                rate = self._rate(first + (last - first) * (step + 1) / len(batches))
+                # The middle of the step: no step at rate 0, and none before a restart at the rate after it.
+                rate = self._rate(first + (last - first) * (step + 0.5) / len(batches))
                 losses, outputs, targets = self._step(index, rate, draws)
                 loss_sum = loss_sum + losses.sum()
                 step_losses.append(losses.mean())
@@ -146,7 +147,6 @@ class Worker:
         for loss in torch.stack(step_losses).tolist() if step_losses else ():
             self._efficiency = update_efficiency(self._efficiency, loss)
         local = self.layout.read(self._model)
-        seen = max(1, num_samples)
         return Update(
             worker_id=spec.worker_id,
             round_index=order.round_index,
@@ -154,8 +154,8 @@ class Worker:
             delta=local.vector.sub_(order.start.vector),
             integers=local.integers,
             num_samples=num_samples,
-            loss=float(loss_sum) / seen if num_samples else float("nan"),
-            accuracy=float(correct) / seen if self._loss == "cross_entropy" else None,
+            loss=float(loss_sum) / num_samples if num_samples else float("nan"),
+            accuracy=float(correct) / num_samples if self._loss == "cross_entropy" and num_samples else None,
             learning_rate=rate,
             efficiency=self._efficiency,
             seconds=time.perf_counter() - began,
@@ -167,10 +167,11 @@ class Worker:
         Raises:
             PreconditionError: the output does not fit the task.
         """
-        inputs, _ = self._batch(index, None)
         self._model.eval()
-        with torch.inference_mode(), self._autocast():
-            outputs = call_model(self._model, inputs)
+        with seeded(self.spec.seed, "worker", self.spec.worker_id, "check", device=self._device):
+            inputs, _ = self._batch(index, None)
+            with torch.inference_mode(), self._autocast():
+                outputs = call_model(self._model, inputs)
         check_outputs(
             outputs, num_examples=len(index), loss=self._loss, num_classes=self.spec.schema.num_classes
         )
@@ -242,7 +243,8 @@ class Worker:
 def epoch_batches(order: Order, *, seed: int, batch_size: int) -> Iterator[Tensor]:
     """The index tensors of the round's batches, in the worker's own order of this epoch.
 
-    A last batch of a single example is left out when there are others: batch normalisation cannot train on it.
+    A last batch of a single example is left out when there are others: batch normalisation cannot train on
+    it.
     """
     draws = generator(seed, "worker", order.worker_id, "order", order.epoch)
     shuffled = order.shard[torch.randperm(len(order.shard), generator=draws)]
