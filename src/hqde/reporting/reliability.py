@@ -95,7 +95,7 @@ def _diagram(bins: Document, when: str) -> Figure | None:
     )  # fmt: skip
     cells = tuple((percent(c), percent(a), f"{n:,}") for c, a, n in rows)
     table = Table("The bins in numbers", ("confidence", "right", "examples"), cells)
-    note = f"Dots under the dashed line claim more than they keep; pale ones stand for fewer than {FEW} examples."
+    note = f"Dots under the dashed line claim more than they keep; pale ones hold fewer than {FEW} examples."
     return Figure(title, panel.render(f"{title}. {note}"), note, legend, table)
 
 

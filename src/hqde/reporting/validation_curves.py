@@ -58,11 +58,9 @@ def _against_members(whole: float, parts: Sequence[float], *, lower_is_better: b
         return ""
     better = sum((whole < part) if lower_is_better else (whole > part) for part in parts)
     side = "below" if lower_is_better else "above"
-    return (
-        f", {side} every member's"
-        if better == len(parts)
-        else f", {side} that of {better} of {len(parts)} members"
-    )
+    if better == len(parts):
+        return f", {side} every member's"
+    return f", {side} that of {better or 'none'} of its {len(parts)} members"
 
 
 def _validation_loss(record: RunRecord, axis: Timeline) -> Figure | None:
