@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -53,7 +54,7 @@ def vectors(result):
 
 
 def test_fedavg_equals_one_model_moved_by_the_averaged_deltas():
-    # SGD: Adam would blow the rounding of a bias before batch normalisation (gradient zero) up to a whole step.
+    # SGD: Adam blows the rounding of a bias before batch normalisation (gradient zero) up to a whole step.
     experiment = replace(
         small_experiment(num_workers=3),
         topology=Topology(groups=1),
@@ -121,10 +122,22 @@ def test_branching_starts_from_common_weights_and_ends_apart():
     assert [record.scope for record in recorder.rounds] == ["group", "group", "none", "none"]
     assert [event.kind for event in recorder.events] == ["branched"]
     rates = [record.learning_rate for record in recorder.rounds]
-    # Restarted at 0.67 of the peak at progress 1/2; at 3/4 a cosine to zero has fallen to half of that.
-    assert rates[2] == pytest.approx(0.05 * 0.67 * 0.5)
+    # Restarted at 0.67 of the peak; the middle of the last of four steps is 7/16 of the way to the end.
+    assert rates[2] == pytest.approx(0.05 * 0.67 * 0.5 * (1 + math.cos(math.pi * 7 / 16)))
     first, second = vectors(result)
     assert not torch.equal(first, second)
+
+
+def test_a_trunk_of_one_worker_trains_alone_and_all_start_from_it():
+    topology = Topology(branch_at=0.5, trunk_workers=1)
+    experiment = replace(small_experiment(num_workers=3), topology=topology, epochs=4, partitioner=Split())
+    result, recorder = run(experiment)
+    assert [[w.worker for w in record.workers] for record in recorder.rounds] == [[0], [0]] + 2 * [[0, 1, 2]]
+    samples = [sum(w.samples for w in record.workers) for record in recorder.rounds]
+    rows = len(experiment.splits.train)
+    assert all(rows - 3 <= count <= rows for count in samples), "an epoch costs the same before and after"
+    assert len(result.ensemble) == 3
+    assert len({tuple(vector.tolist()) for vector in vectors(result)}) == 3
 
 
 def test_global_rounds_make_all_groups_equal():
@@ -304,6 +317,7 @@ def test_group_overrides_reach_the_workers_and_the_members():
         small_experiment(num_workers=4),
         topology=Topology(groups=2),
         diversity=NO_SPREAD,
+        recipe=Recipe(batch_size=16, learning_rate=0.05, schedule="constant", warmup=0.0),
         groups={1: GroupSettings(recipe={"learning_rate": 0.01, "batch_size": 8})},
     )
     _, recorder = run(experiment)

@@ -222,7 +222,7 @@ class Experiment:
         )
 
     def shards(self, epoch: int) -> list[Tensor]:
-        """Each worker's examples in an epoch, as index tensors.
+        """Each worker's examples in an epoch, as index tensors; only workers that train in it have any.
 
         Raises:
             PreconditionError: fewer training examples than workers.
@@ -233,7 +233,10 @@ class Experiment:
                 f"{count} training examples cannot feed {self.num_workers} workers; use at most {count}"
             )
         targets = self.splits.train.targets
-        shards = self.partitioner.assign(targets, self.num_workers, epoch=epoch, seed=self.seed)
+        branch = branch_epoch(self.topology, self.epochs)
+        in_trunk = branch is not None and epoch < branch
+        active = self.topology.num_trunk_workers(self.num_workers) if in_trunk else self.num_workers
+        shards = self.partitioner.assign(targets, active, epoch=epoch, seed=self.seed)
         for worker, shard in enumerate(shards):
             own = self.settings_of(worker).bootstrap
             if self.diversity.bootstrap if own is None else own:
@@ -243,11 +246,20 @@ class Experiment:
 
     def plan(self) -> tuple[RoundPlan, ...]:
         """Every round of the run."""
-        sizes = [len(shard) for shard in self.shards(1)]
-        batches = max(
-            count_batches(size, self.recipe_of(worker).batch_size) for worker, size in enumerate(sizes)
+        return plan_rounds(
+            self.topology,
+            self.num_workers,
+            epochs=self.epochs,
+            batches_per_epoch=self._most_batches(self.epochs),
+            trunk_batches_per_epoch=self._most_batches(1),
         )
-        return plan_rounds(self.topology, self.num_workers, epochs=self.epochs, batches_per_epoch=batches)
+
+    def _most_batches(self, epoch: int) -> int:
+        """Batches of the worker that has most in an epoch."""
+        return max(
+            count_batches(len(shard), self.recipe_of(worker).batch_size)
+            for worker, shard in enumerate(self.shards(epoch))
+        )
 
     def initial_weights(self, group: int) -> Weights:
         """What a group starts from: common weights for all its workers.

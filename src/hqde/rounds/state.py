@@ -57,8 +57,9 @@ class RunState:
     totals: Totals = field(default_factory=Totals)
 
     def committed_for(self, worker: int) -> Weights:
-        """The weights last committed for a worker's group."""
-        return next(w for g, w in zip(self.groups, self.committed, strict=True) if worker in g)
+        """The weights last committed for a worker's group; a worker in no group yet follows the first."""
+        own = (w for g, w in zip(self.groups, self.committed, strict=True) if worker in g)
+        return next(own, self.committed[0])
 
 
 def pack_state(

@@ -58,7 +58,12 @@ def branch_epoch(topology: Topology, epochs: int) -> int | None:
 
 
 def plan_rounds(
-    topology: Topology, num_workers: int, *, epochs: int, batches_per_epoch: int
+    topology: Topology,
+    num_workers: int,
+    *,
+    epochs: int,
+    batches_per_epoch: int,
+    trunk_batches_per_epoch: int | None = None,
 ) -> tuple[RoundPlan, ...]:
     """Lay out every round of a run.
 
@@ -67,6 +72,7 @@ def plan_rounds(
         num_workers: workers in the run.
         epochs: passes of each worker over its shard, at least 1.
         batches_per_epoch: batches of the worker that has most, at least 1.
+        trunk_batches_per_epoch: the same before the groups branch; left out, no different.
 
     Returns:
         the rounds in order; their ``progress`` intervals tile [0, 1].
@@ -81,21 +87,22 @@ def plan_rounds(
     """
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
-    if batches_per_epoch < 1:
-        raise ConfigError(f"an epoch must have at least 1 batch, got {batches_per_epoch}")
+    trunk_batches = batches_per_epoch if trunk_batches_per_epoch is None else trunk_batches_per_epoch
+    if min(batches_per_epoch, trunk_batches) < 1:
+        raise ConfigError(f"an epoch must have at least 1 batch, got {min(batches_per_epoch, trunk_batches)}")
     apart = topology.groups_of(num_workers)
-    together: Groups = (tuple(range(num_workers)),)
+    trunk: Groups = (tuple(range(topology.num_trunk_workers(num_workers))),)
     branch = branch_epoch(topology, epochs)
-    step = batches_per_epoch if topology.every == "epoch" else topology.every
-    per_epoch = math.ceil(batches_per_epoch / step)
-    total = epochs * batches_per_epoch
     plans: list[RoundPlan] = []
     for epoch in range(1, epochs + 1):
-        groups = together if branch is not None and epoch < branch else apart
+        in_trunk = branch is not None and epoch < branch
+        groups, batches = (trunk, trunk_batches) if in_trunk else (apart, batches_per_epoch)
+        step = batches if topology.every == "epoch" else topology.every
+        per_epoch, total = math.ceil(batches / step), epochs * batches
         for part in range(per_epoch):
             last = part == per_epoch - 1
-            first = (epoch - 1) * batches_per_epoch + part * step
-            reach = epoch * batches_per_epoch if last else first + step
+            first = (epoch - 1) * batches + part * step
+            reach = epoch * batches if last else first + step
             plans.append(
                 RoundPlan(
                     index=len(plans) + 1,

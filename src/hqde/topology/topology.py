@@ -22,6 +22,9 @@ class Topology:
             worker its own group (a deep ensemble).
         branch_at: fraction of the run in (0, 1) during which all workers form one group; then they part into
             ``groups``. ``None``: no such phase.
+        trunk_workers: how many workers train while all stand together; ``None``: all of them. One is the
+            cheapest trunk where workers share a machine: a single model learns more from the same number of
+            examples than the average of several, and the others start from it when they branch.
         global_every: every k-th epoch all groups are averaged with each other as well (hierarchical FedAvg);
             0: never. Only epochs within the first ``global_until`` of the run qualify, so that members differ
             at the end.
@@ -43,6 +46,7 @@ class Topology:
 
     groups: int | None = None
     branch_at: float | None = None
+    trunk_workers: int | None = None
     global_every: int = 0
     global_until: float = 0.75
     every: Literal["epoch"] | int = "epoch"
@@ -58,6 +62,11 @@ class Topology:
             raise ConfigError(
                 f"branch_at={self.branch_at} needs at least 2 groups to part into, got 1; drop it, or use "
                 f"more groups"
+            )
+        if self.trunk_workers is not None and (self.branch_at is None or self.trunk_workers < 1):
+            raise ConfigError(
+                f"trunk_workers={self.trunk_workers} must be at least 1 and goes with branch_at, the fraction of "
+                f"the run that the trunk takes"
             )
         if self.global_every < 0:
             raise ConfigError(
@@ -98,6 +107,16 @@ class Topology:
                 f"or a multiple of {groups} workers"
             )
         return groups
+
+    def num_trunk_workers(self, num_workers: int) -> int:
+        """Number of workers that train before the groups branch.
+
+        Raises:
+            ConfigError: more than there are.
+        """
+        if self.trunk_workers is not None and self.trunk_workers > num_workers:
+            raise ConfigError(f"trunk_workers={self.trunk_workers} is more than the {num_workers} workers")
+        return self.trunk_workers or num_workers
 
     def groups_of(self, num_workers: int) -> Groups:
         """The groups at the end of the run, as tuples of worker ids."""
