@@ -4,9 +4,9 @@
 
 Every row trains the same network (`cnn`, 0.11 M parameters) with the same recipe on the same 20 000 training
 images; only who is averaged with whom, and when, differs. A budget counts images through workers (forward,
-backward and step): 160 000 is eight passes of one model, or two passes of each of four. Seeds are paired: seed s of
-one row is compared with seed s of another. Each run has one torch thread; `--jobs` runs go side by side. Results
-are kept in `--out` as they come, and a second call goes on where the first stopped.
+backward and step): 160 000 is eight passes of one model, or two passes of each of four. Seeds are paired: seed s
+of one row is compared with seed s of another. Each run has one torch thread; `--jobs` runs go side by side.
+Results are kept in `--out` as they come, and a second call goes on where the first stopped.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def test_a_run_in_which_nobody_is_usable_ends_with_the_reason():
     experiment = replace(small_experiment(num_workers=1), topology=Topology(groups=1), epochs=5)
     backend = FaultyBackend(LocalBackend(), tuple(Fault(0, r, "nan_loss") for r in range(1, 6)))
     with pytest.raises(
-        QuorumError, match="3 rounds in a row .*training loss is nan.*lower the learning rate"
+        QuorumError, match=r"3 rounds in a row .*training loss is nan.*lower the learning rate"
     ):
         run(experiment, backend)
     assert backend.injected == {"nan_loss": 3}

@@ -14,11 +14,11 @@ from hqde.cli.evaluate import evaluate
 from hqde.cli.predict import predict
 from hqde.cli.report import report
 from hqde.cli.train import train
-from hqde.errors import HqdeError, QuorumError, WorkerError
+from hqde.errors import HqdeError, NonFiniteError, QuorumError, WorkerError
 
 app = typer.Typer(
     name="hqde",
-    help="Train an ensemble as groups of workers, synchronised inside a group and independent between groups.",
+    help="Train ensembles as groups of workers: synchronised inside a group, independent between groups.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -44,7 +44,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 the run failed, 2 bad usage or input, 130 interrupted."""
     try:
         app()
-    except (WorkerError, QuorumError) as error:
+    except (WorkerError, QuorumError, NonFiniteError) as error:
         fail(str(error), code=1)
     except HqdeError as error:
         fail(str(error), code=2)

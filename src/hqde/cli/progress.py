@@ -133,8 +133,8 @@ class TrainingProgress:
         eta = "" if record is None else f" · ETA {self._eta(record)} · {_validation(record)}"
         bar.add_task(
             f"round {min(finished + 1, len(self._plans))}/{len(self._plans)}{eta}",
-            total=len(self._plans),
-            completed=finished + inside,
+            total=1000 * len(self._plans),
+            completed=int(1000 * (finished + inside)),
         )
         return Group(table, bar)
 

@@ -12,7 +12,6 @@ import typer
 from hqde.cli.console import Format, FormatOption, err, out, print_json
 from hqde.cli.progress import TrainingProgress
 from hqde.config import (
-    Config,
     build_config,
     build_experiment,
     changed_settings,
@@ -28,18 +27,14 @@ from hqde.errors import ConfigError, RunError
 from hqde.reporting import build_report
 from hqde.rounds import RunDirectory, train_run
 
+DATA_HELP = "digits (default), fashion-mnist:DIR, cifar10:DIR, a file, an image folder, or module:function."
+
 
 def train(
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML file with any of the settings.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="digits (default), fashion-mnist:DIR, cifar10:DIR, a file, "
-            "an image folder, or module:function."
-        ),
-    ] = None,
+    data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     model: Annotated[str | None, typer.Option(help="mlp, cnn, resnet18 or module:Class.")] = None,
     workers: Annotated[int | None, typer.Option(help="Training replicas.")] = None,
     groups: Annotated[int | None, typer.Option(help="Groups; each ends as one member.")] = None,
@@ -56,7 +51,7 @@ def train(
     format_: FormatOption = Format.text,
 ) -> None:
     """Train an ensemble and leave a run directory: configuration, history, artefact, figures, report."""
-    flags = {
+    flags: dict[str, Tree] = {
         "data": {"source": data},
         "model": {"name": model},
         "topology": {"groups": groups},
@@ -112,7 +107,7 @@ def train(
     if quiet:
         print_json({"run": str(directory.path), "report": str(report), **metrics})
     else:
-        _summary(directory, metrics, settings)
+        _summary(directory, metrics)
         out.print(f"report: {report}", soft_wrap=True)
 
 
@@ -128,13 +123,13 @@ def _free_directory(name: str) -> Path:
     return path
 
 
-def _summary(directory: RunDirectory, metrics: dict[str, Any], settings: Config) -> None:
+def _summary(directory: RunDirectory, metrics: dict[str, Any]) -> None:
     calibrated, cost = metrics["calibrated"], metrics["train"]
     if metrics.get("accuracy") is not None:
         out.print(
             f"test accuracy {metrics['accuracy']:.4f} (mean member {metrics['mean_member_accuracy']:.4f}) · "
-            f"NLL {metrics['nll']:.4f} → {calibrated['nll']:.4f} at temperature {metrics['temperature']:.3f} · "
-            f"ECE {metrics['ece']:.4f} → {calibrated['ece']:.4f}",
+            f"NLL {metrics['nll']:.4f} → {calibrated['nll']:.4f} and ECE {metrics['ece']:.4f} → "
+            f"{calibrated['ece']:.4f} at temperature {metrics['temperature']:.3f}",
             soft_wrap=True,
         )
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hqde.config.settings import Config, GroupConfig
 from hqde.data import Splits, load_splits, make_partitioner
@@ -79,7 +80,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
     )
 
 
-def _spec(config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, object]) -> ModelSpec:
+def _spec(config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, Any]) -> ModelSpec:
     schema = splits.schema
     loss = recipe.loss_for(schema.task)
     outputs = schema.num_classes if loss == "cross_entropy" else (1 if loss == "mse" else 2)

@@ -43,8 +43,8 @@ def commit_group(
 ) -> Commit:
     """Admit, aggregate, step the server optimizer, and build the group's new weights.
 
-    Shares are the engine's own sample counts. The server optimizer sees parameters only; floating buffers take
-    the aggregate as it is; integer buffers take the maximum.
+    Shares are the engine's own sample counts. The server optimizer sees parameters only; floating buffers
+    take the aggregate as it is; integer buffers take the maximum.
     """
     admitted, refused = admit(
         updates, round_index=round_index, size=layout.size, num_integers=layout.num_integers

@@ -63,7 +63,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, config_toml)
 
-    def on_start(self, plans: Sequence[RoundPlan], first_round: int) -> None:
+    def on_start(self, plans: Sequence[RoundPlan], first_round: int) -> None:  # noqa: ARG002
         """Forget history lines of rounds that will be run again: those after the last checkpoint."""
         if self.history_file.exists():
             kept = [

@@ -1,8 +1,9 @@
 """Server optimizers: from a group's aggregated delta to its new weights.
 
 Each is a frozen object with a pair of pure functions: ``init(weights) -> state`` and
-``update(delta, state) -> (step, state)``; the new parameters are ``x + step``. They see parameters only: buffers
-take the plain average. With Δ the aggregated delta (the negative of a pseudo-gradient), η the learning rate:
+``update(delta, state) -> (step, state)``; the new parameters are ``x + step``. They see parameters only:
+buffers take the plain average. With Δ the aggregated delta (the negative of a pseudo-gradient) and η the
+learning rate:
 
     fedavg    x ← x + η Δ                                        McMahan et al. 2017
     momentum  b ← μ b + Δ;  x ← x + η b                           Hsu et al. 2019 (FedAvgM)
@@ -52,7 +53,7 @@ class FedAvg:
     def __post_init__(self) -> None:
         _check_rate("fedavg", self.learning_rate)
 
-    def init(self, parameters: Tensor) -> ServerState:
+    def init(self, parameters: Tensor) -> ServerState:  # noqa: ARG002 - the protocol's signature
         """No state."""
         return {}
 

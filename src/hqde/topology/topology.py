@@ -65,8 +65,8 @@ class Topology:
             )
         if self.trunk_workers is not None and (self.branch_at is None or self.trunk_workers < 1):
             raise ConfigError(
-                f"trunk_workers={self.trunk_workers} must be at least 1 and goes with branch_at, the fraction of "
-                f"the run that the trunk takes"
+                f"trunk_workers={self.trunk_workers} must be at least 1 and goes with branch_at, the "
+                f"fraction of the run that the trunk takes"
             )
         if self.global_every < 0:
             raise ConfigError(
