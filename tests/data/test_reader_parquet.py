@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hqde.data import load_splits
-from hqde.data.readers.parquet import read_image_parquet, read_parquet
+from hqde.data.readers.image_parquet import read_image_parquet
+from hqde.data.readers.parquet import read_parquet
 from hqde.errors import DataError
 
 pyarrow = pytest.importorskip("pyarrow")

@@ -37,7 +37,7 @@ from hqde.data.examples import (
     take_rows,
 )
 from hqde.data.holdout import hold_out
-from hqde.data.loading import load_splits
+from hqde.data.loading import load_inputs, load_rows, load_splits
 from hqde.data.normalization import Normalization, TargetScale
 from hqde.data.partition import (
     Bootstrap,
@@ -74,6 +74,8 @@ __all__ = [
     "as_inputs",
     "hold_out",
     "infer_schema",
+    "load_inputs",
+    "load_rows",
     "load_splits",
     "make_partitioner",
     "make_splits",

@@ -56,6 +56,11 @@ class Source:
     test: Examples | None = None
     classes: tuple[str, ...] | None = None
 
+    @property
+    def test_or_all(self) -> Examples:
+        """The rows to judge a trained model on: the source's own test part if it has one, else all rows."""
+        return self.train if self.test is None else self.test
+
 
 def decode_parts(parts: Sequence[Examples]) -> list[Examples]:
     """The parts of one data set, with those that are still encoded (whole or chosen rows) decoded for good.

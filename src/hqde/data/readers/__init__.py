@@ -1,21 +1,30 @@
-"""One file per kind of data source; `read_source` knows which one a ``--data`` value means."""
+"""One file per kind of data source; what a ``--data`` value means is decided here.
+
+A reader is a function from a path to a `Source`. To add one: write its file, and give it a place in the
+tables below.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from hqde.data.examples import Task
+import torch
+
+from hqde.data.examples import Inputs, Task
 from hqde.data.readers.cifar10 import read_cifar10
 from hqde.data.readers.digits import read_digits
-from hqde.data.readers.function import PATTERN, read_function
+from hqde.data.readers.function import PATTERN, read_function, read_function_inputs
 from hqde.data.readers.idx import read_fashion_mnist
-from hqde.data.readers.image_folder import read_image_folder
-from hqde.data.readers.npz import read_npz
-from hqde.data.readers.parquet import read_parquet
-from hqde.data.readers.table_csv import read_csv
+from hqde.data.readers.image_folder import read_image_folder, read_image_folder_inputs
+from hqde.data.readers.npz import read_npz, read_npz_inputs
+from hqde.data.readers.parquet import read_parquet, read_parquet_inputs
+from hqde.data.readers.table_csv import read_csv, read_csv_inputs
 from hqde.data.source import Source
 from hqde.errors import ConfigError, DataError, did_you_mean
+
+Found = TypeVar("Found")
 
 FOLDER_SETS: dict[str, Callable[[Path], Source]] = {
     "cifar10": read_cifar10,
@@ -23,7 +32,8 @@ FOLDER_SETS: dict[str, Callable[[Path], Source]] = {
 }
 """Named data sets that live in a folder: written ``name:DIR``."""
 
-TABLE_READERS = {".csv": read_csv, ".parquet": read_parquet}
+TABLES = {".csv": (read_csv, read_csv_inputs), ".parquet": (read_parquet, read_parquet_inputs)}
+"""Files with columns, by ending: how to read them with a target, and without."""
 
 
 def read_source(source: str, *, task: Task | None = None, target: str | None = None) -> Source:
@@ -33,47 +43,78 @@ def read_source(source: str, *, task: Task | None = None, target: str | None = N
         DataError: unknown, missing, damaged, or not usable.
         ConfigError: ``target`` or ``task`` does not fit this kind of source.
     """
-    name, _, rest = source.partition(":")
-    path = Path(source).expanduser()
-    suffix = "" if name in FOLDER_SETS else path.suffix.lower()
-    if suffix in TABLE_READERS:
-        return TABLE_READERS[suffix](path, task=task, target=target)
-    if target is not None:
-        raise ConfigError(
-            f"target='{target}' names a column of a table, but '{source}' is none; leave target out"
-        )
-    if suffix == ".npz":
+    kind, path = _kind(source, target=target)
+    if kind in TABLES:
+        return TABLES[kind][0](path, task=task, target=target)
+    if kind == ".npz":
         return read_npz(path, task=task)
-    if name not in FOLDER_SETS and PATTERN.fullmatch(source):
-        return _read_function(source, task=task)
-    found = _read_classes(source, name, rest, path)
-    if found is None:
-        raise DataError(_unknown(name, source))
+    if kind == "function":
+        return _or_unknown(source, lambda: read_function(source, task=task))
     if task == "regression":
         raise ConfigError(f"task='regression' does not fit '{source}', which holds classes; leave task out")
-    return found
-
-
-def _read_classes(source: str, name: str, rest: str, path: Path) -> Source | None:
-    """Read one of the sources whose rows always have classes; None if it is none of them."""
-    if source == "digits":
+    if kind == "digits":
         return read_digits()
+    return read_image_folder(path) if kind == "folder" else FOLDER_SETS[kind](path)
+
+
+def read_inputs(
+    source: str, *, task: Task, num_features: int | None = None, target: str | None = None
+) -> Inputs:
+    """Read rows that need not be labelled, in their order; of a source with a test part, that part.
+
+    Args:
+        source: what to read.
+        task: what the labels would be, if there are any.
+        num_features: how many columns of a table are features.
+        target: a column of a table to leave out.
+    """
+    kind, path = _kind(source, target=target)
+    if kind in TABLES:
+        return TABLES[kind][1](path, num_features=num_features, target=target)
+    if kind == ".npz":
+        return read_npz_inputs(path)
+    if kind == "function":
+        return _or_unknown(source, lambda: read_function_inputs(source, task=task))
+    if kind == "folder":
+        return read_image_folder_inputs(path)
+    found = read_digits() if kind == "digits" else FOLDER_SETS[kind](path)
+    return found.test_or_all.fetch(torch.arange(len(found.test_or_all))).inputs
+
+
+def _kind(source: str, *, target: str | None) -> tuple[str, Path]:
+    """Which kind of source this is, and the path it speaks of."""
+    name, _, rest = source.partition(":")
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
     if name in FOLDER_SETS:
         if not rest:
             raise DataError(f"'{name}' needs the folder of its files; write {name}:DIR")
-        return FOLDER_SETS[name](Path(rest).expanduser())
-    if source and (path.is_dir() or (name == source and _looks_like_path(source))):
-        return read_image_folder(path)
-    return None
+        kind, path = name, Path(rest).expanduser()
+    elif suffix in TABLES or suffix == ".npz":
+        kind = suffix
+    elif PATTERN.fullmatch(source):
+        kind = "function"
+    elif source == "digits":
+        kind = "digits"
+    elif source and (path.is_dir() or (name == source and _looks_like_path(source))):
+        kind = "folder"
+    else:
+        raise DataError(_unknown(name, source))
+    if target is not None and kind not in TABLES:
+        raise ConfigError(
+            f"target='{target}' names a column of a table, but '{source}' is none; leave target out"
+        )
+    return kind, path
 
 
-def _read_function(source: str, *, task: Task | None) -> Source:
+def _or_unknown(source: str, read: Callable[[], Found]) -> Found:
+    """``name:rest`` may also be a misspelt data set: say so when there is no such module."""
     name = source.partition(":")[0]
     try:
-        return read_function(source, task=task)
+        return read()
     except DataError as error:
-        hint = did_you_mean(name, FOLDER_SETS)
-        if isinstance(error.__cause__, ModuleNotFoundError) and hint.startswith("did you mean"):
+        misspelt = did_you_mean(name, FOLDER_SETS).startswith("did you mean")
+        if misspelt and isinstance(error.__cause__, ModuleNotFoundError):
             raise DataError(_unknown(name, source)) from error
         raise
 
@@ -85,9 +126,7 @@ def _looks_like_path(source: str) -> bool:
 def _unknown(name: str, source: str) -> str:
     known = ["digits", *FOLDER_SETS]
     hint = did_you_mean(name, known)
-    return (
-        f"unknown data set '{source}'; {hint}"
-        if hint.startswith("did you mean")
-        else f"unknown data set '{source}'; use {', '.join(sorted(known))}, a .npz, .parquet or .csv file, "
-        "an image folder, or module:function"
-    )
+    if not hint.startswith("did you mean"):
+        files = "a .npz, .parquet or .csv file, an image folder, or module:function"
+        hint = f"use {', '.join(sorted(known))}, {files}"
+    return f"unknown data set '{source}'; {hint}"

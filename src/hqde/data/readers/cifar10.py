@@ -11,7 +11,7 @@ import torch
 
 from hqde.data.examples import Examples, TensorExamples
 from hqde.data.readers.files import existing_folder
-from hqde.data.readers.parquet import read_image_parquet
+from hqde.data.readers.image_parquet import read_image_parquet
 from hqde.data.source import Source
 from hqde.errors import DataError
 

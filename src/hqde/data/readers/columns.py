@@ -22,9 +22,7 @@ def choose_target(names: Sequence[str], target: str | None, *, path: object) -> 
     >>> choose_target(["a", "Class", "b"], None, path="t.csv")
     'Class'
     """
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(f"{path} has more than one column '{repeated[0]}'; give every column its own name")
+    refuse_repeated(names, path=path)
     if len(names) < 2:
         raise DataError(f"{path} has {len(names)} columns; it needs at least one feature and a target")
     if target is not None:
@@ -35,6 +33,40 @@ def choose_target(names: Sequence[str], target: str | None, *, path: object) -> 
         return target
     by_word = {name.lower(): name for name in reversed(names)}
     return next((by_word[word] for word in TARGET_NAMES if word in by_word), names[-1])
+
+
+def refuse_repeated(names: Sequence[str], *, path: object) -> None:
+    """Refuse a table in which two columns share a name."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path} has more than one column '{repeated[0]}'; give every column its own name")
+
+
+def choose_features(
+    names: Sequence[str], target: str | None, *, num_features: int | None, path: object
+) -> list[str]:
+    """The feature columns of a table that may have a target column or not.
+
+    With one column more than ``num_features`` the target is left out, chosen as for training.
+
+    Raises:
+        DataError: neither ``num_features`` columns nor one more.
+
+    >>> choose_features(["a", "b", "y"], None, num_features=2, path="t.csv")
+    ['a', 'b']
+    >>> choose_features(["a", "b", "y"], None, num_features=3, path="t.csv")
+    ['a', 'b', 'y']
+    """
+    without = [name for name in names if name != target] if target is not None else list(names)
+    if len(without) == len(names) and len(names) == (num_features or 0) + 1:
+        chosen = choose_target(names, target, path=path)
+        without = [name for name in names if name != chosen]
+    if len(without) != num_features:
+        raise DataError(
+            f"{path} has {len(without)} feature columns, but the model was trained on {num_features}; "
+            "give the columns of the training table in the same order"
+        )
+    return without
 
 
 def encode_targets(

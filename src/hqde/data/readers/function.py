@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Number
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from hqde.data.conversion import as_examples, with_task
-from hqde.data.examples import Examples, Task
+from hqde.data.conversion import as_examples, as_inputs, with_task
+from hqde.data.examples import LABEL_KEYS, Examples, Inputs, Task
 from hqde.data.source import Source
 from hqde.data.splits import Splits
 from hqde.errors import DataError, HqdeError, did_you_mean
@@ -33,7 +33,21 @@ def read_function(source: str, *, task: Task | None = None) -> Source:
     Raises:
         DataError: no such module or function, it fails, or it returns something else.
     """
+    return _labelled(_call(source), source, task=task)
+
+
+def read_function_inputs(source: str, *, task: Task) -> Inputs:
+    """What the function returns as inputs, labelled (the last part then) or not."""
     made = _call(source)
+    if isinstance(made, torch.Tensor) or hasattr(made, "__array__"):
+        return as_inputs(made)
+    if isinstance(made, Mapping) and not any(key in made for key in LABEL_KEYS):
+        return as_inputs(made)
+    found = _labelled(made, source, task=task)
+    return found.test_or_all.fetch(torch.arange(len(found.test_or_all))).inputs
+
+
+def _labelled(made: Any, source: str, *, task: Task | None) -> Source:
     if isinstance(made, Splits):
         if task not in (None, made.schema.task):
             raise DataError(

@@ -51,6 +51,20 @@ def read_image_folder(folder: Path) -> Source:
     )
 
 
+def read_image_folder_inputs(folder: Path) -> Tensor:
+    """All images of ``folder`` (of its ``test`` if it has ``train`` and ``test``), flat or in sub-folders.
+
+    Sub-folders come in sorted order, so that a labelled folder gives its rows as `read_image_folder` does.
+    """
+    parts = {entry.name: entry for entry in _subfolders(existing_folder(folder))}
+    folder = parts["test"] if "train" in parts and "test" in parts else parts.get("train", folder)
+    places = _subfolders(folder) or [folder]
+    files = [file for place in places for file in sorted(place.iterdir()) if _is_image(file)]
+    if not files:
+        raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}); add some")
+    return decode_images(files, describe=lambda position: str(files[position]))
+
+
 def _read_part(folder: Path, classes: tuple[str, ...]) -> EncodedExamples:
     files: list[Path] = []
     labels: list[int] = []

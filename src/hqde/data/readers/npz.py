@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from hqde.data.examples import Task, TensorExamples
 from hqde.data.readers.columns import as_features, encode_targets
@@ -53,6 +54,14 @@ def read_npz(path: Path, *, task: Task | None = None) -> Source:
         else TensorExamples(as_features(test_inputs, what=f"test inputs of {path}"), encoded[num_train:]),
         classes=classes,
     )
+
+
+def read_npz_inputs(path: Path) -> Tensor:
+    """The inputs of an ``.npz`` file that need not have targets; the test part if it has one."""
+    arrays = {name.lower(): array for name, array in _load(existing_file(path)).items()}
+    suffix = next((end for end in ("_test", "_train") if any(name.endswith(end) for name in arrays)), "")
+    name = _pick(arrays, INPUT_NAMES, suffix, path=path)
+    return as_features(arrays[name], what=f"'{name}' of {path}")
 
 
 def _pair(

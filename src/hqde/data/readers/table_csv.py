@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from hqde.data.examples import Task, TensorExamples
-from hqde.data.readers.columns import choose_target, encode_targets
+from hqde.data.readers.columns import choose_features, choose_target, encode_targets, refuse_repeated
 from hqde.data.readers.files import existing_file
 from hqde.data.source import Source
 from hqde.errors import DataError
@@ -35,37 +37,56 @@ def read_csv(path: Path, *, task: Task | None = None, target: str | None = None)
     Raises:
         DataError: missing, not text, lines of different length, words or missing values among the features.
     """
+    names, columns, line_numbers = _read_columns(path)
+    target_name = choose_target(names, target, path=path)
+    what = f"{path}: target column '{target_name}'"
+    values = _target_values(columns[target_name], line_numbers, what=what)
+    targets, found, classes = encode_targets(values, task=task, what=what)
+    inputs = _features(path, [name for name in names if name != target_name], columns, line_numbers)
+    return Source(name=path.stem, task=found, train=TensorExamples(inputs, targets), classes=classes)
+
+
+def read_csv_inputs(path: Path, *, num_features: int | None, target: str | None = None) -> Tensor:
+    """The features of a table that need not have a target.
+
+    Args:
+        path: UTF-8 text.
+        num_features: how many columns are features.
+        target: a column to leave out.
+    """
+    names, columns, line_numbers = _read_columns(path)
+    chosen = choose_features(names, target, num_features=num_features, path=path)
+    return _features(path, chosen, columns, line_numbers)
+
+
+def _read_columns(path: Path) -> tuple[list[str], dict[str, tuple[str, ...]], list[int]]:
+    """The names of the columns, their cells, and the line in the file of each row."""
     lines, numbers = _read_lines(existing_file(path))
     if not lines:
         raise DataError(f"{path} is empty: 0 lines; give a line per row")
-    has_header = _has_header(lines)
-    names = (
-        [cell.strip() for cell in lines[0]] if has_header else [str(place) for place in range(len(lines[0]))]
-    )
-    if has_header:
+    names = [str(place) for place in range(len(lines[0]))]
+    if _has_header(lines):
+        names = [cell.strip() for cell in lines[0]]
         lines, numbers = lines[1:], numbers[1:]
     if not lines:
         raise DataError(f"{path} has a header but no rows; give a line per row")
     if "" in names:
-        raise DataError(
-            f"{path}: column {names.index('') + 1} has no name (a row number?); name it or leave it out"
-        )
+        place = names.index("") + 1
+        raise DataError(f"{path}: column {place} has no name (a row number?); name it or leave it out")
     for line, number in zip(lines, numbers, strict=True):
         if len(line) != len(names):
             raise DataError(
                 f"{path}: line {number} has {len(line)} cells where the first has {len(names)}; correct it"
             )
-    target_name = choose_target(names, target, path=path)
-    columns = dict(zip(names, zip(*lines, strict=True), strict=True))
-    features = [
-        _numbers(columns[name], numbers, what=f"{path}: column '{name}'")
-        for name in names
-        if name != target_name
-    ]
-    values = _target_values(columns[target_name], numbers, what=f"{path}: target column '{target_name}'")
-    targets, found, classes = encode_targets(values, task=task, what=f"{path}: target column '{target_name}'")
-    inputs = torch.from_numpy(np.stack(features, axis=1).astype(np.float32))
-    return Source(name=path.stem, task=found, train=TensorExamples(inputs, targets), classes=classes)
+    refuse_repeated(names, path=path)
+    return names, dict(zip(names, zip(*lines, strict=True), strict=True)), numbers
+
+
+def _features(
+    path: Path, names: Sequence[str], columns: dict[str, tuple[str, ...]], line_numbers: list[int]
+) -> Tensor:
+    values = [_numbers(columns[name], line_numbers, what=f"{path}: column '{name}'") for name in names]
+    return torch.from_numpy(np.stack(values, axis=1).astype(np.float32))
 
 
 def _read_lines(path: Path) -> tuple[list[list[str]], list[int]]:
