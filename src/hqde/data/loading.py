@@ -68,7 +68,7 @@ def load_rows(source: str, *, schema: Schema, target: str | None = None) -> Exam
     """Labelled rows to judge a trained model on.
 
     The source's own test part, or all its rows if it has none; of ``digits`` the test rows of
-    `load_splits`. Class names are matched with the schema's, so that a file may hold only some of the classes.
+    `load_splits`. Class names are matched with the schema's, so a file may hold only some of the classes.
 
     Args:
         source: what to read, as in `load_splits`.
@@ -81,7 +81,7 @@ def load_rows(source: str, *, schema: Schema, target: str | None = None) -> Exam
     >>> len(load_rows("digits", schema=load_splits("digits").schema))
     359
     """
-    if source == "digits" and schema.task == "classification":
+    if source == "digits" and schema.task == "classification" and target is None:
         digits = load_splits(source)
         found = Source(digits.name, "classification", digits.test, classes=digits.schema.classes)
     else:
@@ -122,7 +122,7 @@ def load_inputs(source: str, *, schema: Schema, target: str | None = None) -> In
     >>> load_inputs("digits", schema=load_splits("digits").schema).shape
     torch.Size([359, 1, 8, 8])
     """
-    if source == "digits":
+    if source == "digits" and target is None:
         test = load_splits(source).test
         inputs = test.fetch(torch.arange(len(test))).inputs
     else:
