@@ -53,8 +53,9 @@ class CNN(nn.Module):
             blocks += [
                 nn.Conv2d(width, next_width, 3, padding=1),
                 norm_layer(norm, next_width, spatial=True),
-                nn.ReLU(),
+                # ReLU is monotone, so pooling first gives the same values and leaves a quarter of them to it.
                 nn.MaxPool2d(2),
+                nn.ReLU(inplace=True),
             ]
             width, height, breadth = next_width, height // 2, breadth // 2
         self.body = nn.Sequential(*blocks)
