@@ -3,10 +3,12 @@
     python benchmarks/headline.py --data cifar10:DIR [--jobs 2] [--out results.json] [--seeds 3]
 
 Every row trains the same network (`cnn`, 0.11 M parameters) with the same recipe on the same 20 000 training
-images; only who is averaged with whom, and when, differs. A budget counts images through workers (forward,
-backward and step): 160 000 is eight passes of one model, or two passes of each of four. Seeds are paired: seed s
-of one row is compared with seed s of another. Each run has one torch thread; `--jobs` runs go side by side.
-Results are kept in `--out` as they come, and a second call goes on where the first stopped.
+images; only who is averaged with whom, and when, differs. A step of a group takes 128 images, split evenly over
+its workers; the row that never synchronises splits each batch over all four, as v0.1.4 did. A budget counts
+images through workers (forward, backward and step): 160 000 is eight passes of one model, or two passes of each
+of four. Seeds are paired: seed s of one row is compared with seed s of another. Each run has one torch thread;
+`--jobs` runs go side by side. Results are kept in `--out` as they come, and a second call goes on where the first
+stopped.
 """
 
 from __future__ import annotations
@@ -37,23 +39,22 @@ VALIDATION_FRACTION = 0.1  # held out on top of the training images, for the tem
 BUDGETS = (160_000, 640_000)
 FIGURES = ("accuracy", "nll", "ece", "calibrated_nll", "calibrated_ece", "wall_s")
 
-# Name -> what it is. `epochs` below is the budget divided by what one epoch of the row costs.
 ROWS = {
     "single": "one single model",
     "never": "4 workers on split batches, never synchronised (v0.1.4)",
     "fedavg": "4 workers on split batches, FedAvg each epoch (v0.1.5)",
     "independent": "4 independent members",
     "groups": "2×2: two groups of two",
-    "branching": "branching: together first, then 4 members",
+    "branching": "branching: one trunk, then 4 members",
 }
+BATCH = {"single": 128, "never": 32, "fedavg": 32, "independent": 128, "groups": 64, "branching": 128}
 # Together for the larger part of a short run and the smaller part of a long one.
 BRANCH_AT = {160_000: 0.75, 640_000: 0.25}
-SYNC_STEPS = 10
 
 _SPLITS: Splits | None = None
 
 
-def experiment_for(row: str, budget: int, seed: int, splits: Splits, batch_size: int) -> Experiment:
+def experiment_for(row: str, budget: int, seed: int, splits: Splits) -> Experiment:
     """One row of the table, as an experiment."""
     passes = budget // TRAIN_IMAGES
     workers, epochs = (1, passes) if row == "single" else (4, passes)
@@ -66,14 +67,14 @@ def experiment_for(row: str, budget: int, seed: int, splits: Splits, batch_size:
         "fedavg": Topology.fedavg(),
         "independent": Topology.independent(),
         "groups": Topology(groups=2),
-        "branching": Topology(branch_at=BRANCH_AT[budget], every=SYNC_STEPS),
+        "branching": Topology(branch_at=BRANCH_AT[budget], trunk_workers=1),
     }[row]
     return Experiment(
         splits=splits,
         model=model_spec("cnn", input_shape=splits.schema.input_shape, num_outputs=splits.schema.num_classes),
         num_workers=workers,
         epochs=epochs,
-        recipe=Recipe(batch_size=batch_size, precision="bf16-mixed", channels_last=True),
+        recipe=Recipe(batch_size=BATCH[row], precision="bf16-mixed", channels_last=True),
         topology=topology,
         diversity=Diversity(learning_rate_spread=0.0, dropout_spread=0.0),
         partitioner=partitioner,
@@ -83,11 +84,11 @@ def experiment_for(row: str, budget: int, seed: int, splits: Splits, batch_size:
     )
 
 
-def run_one(row: str, budget: int, seed: int, batch_size: int) -> dict[str, float]:
+def run_one(row: str, budget: int, seed: int) -> dict[str, float]:
     """Train one row with one seed and judge it on the test file."""
     assert _SPLITS is not None
     began = time.perf_counter()
-    result = Engine(experiment_for(row, budget, seed, _SPLITS, batch_size), LocalBackend()).run()
+    result = Engine(experiment_for(row, budget, seed, _SPLITS), LocalBackend()).run()
     wall_s = time.perf_counter() - began
     members, targets = result.ensemble.predict_labelled(_SPLITS.test)
     raw = result.ensemble.with_temperature(1.0).evaluate_predictions(members, targets)
@@ -156,7 +157,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("headline.json"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, choices=BUDGETS)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     arguments = parser.parse_args()
@@ -178,7 +178,7 @@ def main() -> int:
             initializer=prepare_process,
             initargs=(arguments.data,),
         ) as pool:
-            futures = {pool.submit(run_one, *want, arguments.batch_size): want for want in wanted}
+            futures = {pool.submit(run_one, *want): want for want in wanted}
             for done in as_completed(futures):
                 row, budget, seed = futures[done]
                 results[f"{row}/{budget}/{seed}"] = done.result()
