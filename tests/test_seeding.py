@@ -95,10 +95,14 @@ def test_an_inner_block_does_not_move_the_outer_one():
 
 
 def test_an_exception_puts_the_streams_back_too():
-    before = streams()
-    with pytest.raises(RuntimeError, match="no"), seeded(5):
+    @seeded(5)
+    def draw_and_fail() -> None:
         draws()
         raise RuntimeError("no")
+
+    before = streams()
+    with pytest.raises(RuntimeError, match="no"):
+        draw_and_fail()
     assert streams() == before
 
 

@@ -44,6 +44,15 @@ def test_the_refusal_names_the_numbers_that_would_do():
         Topology(groups=4).groups_of(6)
 
 
+def test_the_trunk_holds_all_workers_or_as_many_as_are_named():
+    assert Topology(groups=2).num_trunk_workers(6) == 6
+    assert Topology(groups=2, branch_at=0.5).num_trunk_workers(6) == 6
+    assert Topology(groups=2, branch_at=0.5, trunk_workers=6).num_trunk_workers(6) == 6
+    assert Topology(groups=2, branch_at=0.5, trunk_workers=1).num_trunk_workers(6) == 1
+    with pytest.raises(ConfigError, match="trunk_workers=7 is more than the 6 workers"):
+        Topology(groups=2, branch_at=0.5, trunk_workers=7).num_trunk_workers(6)
+
+
 @pytest.mark.parametrize("num_workers", [0, -1])
 def test_a_run_without_workers_is_refused(num_workers):
     with pytest.raises(ConfigError, match=f"at least 1 worker, got {num_workers}"):
@@ -59,6 +68,8 @@ def test_a_run_without_workers_is_refused(num_workers):
         ({"branch_at": 1.0}, "branch_at is a fraction between 0 and 1"),
         ({"branch_at": math.nan}, "branch_at is a fraction between 0 and 1"),
         ({"groups": 1, "branch_at": 0.5}, "branch_at=0.5 needs at least 2 groups to part into, got 1"),
+        ({"trunk_workers": 1}, "trunk_workers=1 must be at least 1 and goes with branch_at"),
+        ({"branch_at": 0.5, "trunk_workers": 0}, "trunk_workers=0 must be at least 1"),
         ({"global_every": -1}, "global_every must be 0"),
         ({"global_until": 0.0}, "global_until must lie between 0 and 1"),
         ({"global_until": 1.0}, "global_until must lie between 0 and 1"),
@@ -75,5 +86,5 @@ def test_values_out_of_range_are_refused(settings, sentence):
 
 
 def test_the_repr_rebuilds_the_topology():
-    topology = Topology(groups=2, branch_at=0.25, global_every=3, global_until=0.5, every=7)
+    topology = Topology(groups=2, branch_at=0.25, trunk_workers=1, global_every=3, global_until=0.5, every=7)
     assert eval(repr(topology)) == topology
