@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hqde.reporting.scales import (
@@ -24,6 +24,7 @@ from hqde.reporting.scales import (
 values = st.floats(-1e6, 1e6).map(lambda v: round(v, 3))
 
 
+@settings(deadline=None)
 @given(values, st.floats(1e-3, 1e6), st.integers(2, 10))
 def test_ticks_are_few_rising_and_inside(low: float, width: float, count: int) -> None:
     high = low + width
@@ -34,6 +35,7 @@ def test_ticks_are_few_rising_and_inside(low: float, width: float, count: int) -
     assert all(low - slack <= tick <= high + slack for tick in ticks)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1e3), st.floats(1.5, 1e6))
 def test_log_ticks_are_few_rising_and_inside(low: float, ratio: float) -> None:
     ticks = log_ticks(low, low * ratio)
@@ -42,6 +44,7 @@ def test_log_ticks_are_few_rising_and_inside(low: float, ratio: float) -> None:
     assert all(low * 0.999 <= tick <= low * ratio * 1.001 for tick in ticks)
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), values), max_size=20))
 def test_a_span_is_never_empty_and_holds_all(found: list[float | None]) -> None:
     low, high = span(found)
@@ -66,6 +69,7 @@ def test_worth_log_needs_positive_values_that_reach_far() -> None:
     assert not worth_log([None])
 
 
+@settings(deadline=None)
 @given(st.lists(values, min_size=1, max_size=700), st.integers(1, 200))
 def test_thinning_keeps_the_count_small_and_the_mean(found: list[float], limit: int) -> None:
     points = [(float(i), v) for i, v in enumerate(found)]
@@ -87,6 +91,7 @@ def test_short_numbers(value: float, words: str) -> None:
     assert short(value) == words
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 1e12))
 def test_short_numbers_read_back_to_three_digits(value: float) -> None:
     assert float(short(value).replace(",", "")) == pytest.approx(value, rel=0.006)

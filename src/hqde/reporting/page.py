@@ -78,6 +78,7 @@ def render_report(record: RunRecord) -> str:
         sections=_sections(record),
         examples=uncertain_examples(record),
         regression=record.task == "regression",
+        tempered=record.task == "classification" and _temperature(record) not in (None, 1.0),
         events=_event_table(record.events),
         config=record.config,
     )
@@ -93,6 +94,10 @@ def _sections(record: RunRecord) -> list[Section]:
         Section("costs", "Time and bytes", tuple(cost_figures(record))),
     ]
     return [section for section in found if section.figures]
+
+
+def _temperature(record: RunRecord) -> float | None:
+    return record.metrics.number("temperature") if record.metrics is not None else None
 
 
 def _event_table(events: Sequence[Event]) -> Table | None:
