@@ -11,6 +11,7 @@ from hqde.ensemble import Ensemble, Member
 from hqde.metrics import accuracy, disagreement, effective_members, gaussian_nll, nll, rmse
 from hqde.rounds.events import Validation
 from hqde.rounds.experiment import Experiment
+from hqde.seeding import seeded
 from hqde.topology import Groups
 from hqde.training import INITIAL_EFFICIENCY
 from hqde.weights import Layout, Weights
@@ -84,6 +85,7 @@ class MemberPool:
     def _model(self, index: int, worker: int) -> nn.Module:
         if index not in self._models:
             spec = self._experiment.model_of(self._experiment.group_of(worker))
-            model = spec.build(dropout_rate=self._experiment.dropout_of(worker)).eval()
+            with seeded(0, "members"):  # the starting weights are overwritten; the caller's streams stay
+                model = spec.build(dropout_rate=self._experiment.dropout_of(worker)).eval()
             self._models[index] = (model, Layout.of(model))
         return self._models[index][0]
