@@ -2,13 +2,13 @@
 
     python benchmarks/headline.py --data cifar10:DIR [--jobs 2] [--out results.json] [--seeds 3]
 
-Every row trains the same network (`cnn`, 0.11 M parameters) with the same recipe on the same 20 000 training
-images; only who is averaged with whom, and when, differs. A step of a group takes 128 images, split evenly over
-its workers; the row that never synchronises splits each batch over all four, as v0.1.4 did. A budget counts
-images through workers (forward, backward and step): 160 000 is eight passes of one model, or two passes of each
-of four. Seeds are paired: seed s of one row is compared with seed s of another. Each run has one torch thread;
-`--jobs` runs go side by side. Results are kept in `--out` as they come, and a second call goes on where the first
-stopped.
+Every row trains the same network (`cnn`, 0.11 M parameters) with the same recipe on the same 20 000
+training images; only who is averaged with whom, and when, differs. A step of a group takes 128
+images, split evenly over its workers; the row that never synchronises splits each batch over all
+four, as v0.1.4 did. A budget counts images through workers (forward, backward and step): 160 000 is
+eight passes of one model, or two passes of each of four. Seeds are paired: seed s of one row is
+compared with seed s of another. Each run has one torch thread; `--jobs` runs go side by side.
+Results are kept in `--out` as they come, and a second call goes on where the first stopped.
 """
 
 from __future__ import annotations

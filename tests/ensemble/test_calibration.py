@@ -30,6 +30,11 @@ def oracle_nll(probs: torch.Tensor, targets: torch.Tensor, temperature: float) -
     return float(-logs[np.arange(len(logs)), targets.numpy()].mean())
 
 
+def oracle_objective(probs: torch.Tensor, targets: torch.Tensor, temperature: float) -> float:
+    prior = math.log(temperature) ** 2 / (2 * 0.5**2)
+    return oracle_nll(probs, targets, temperature) + prior / len(targets)
+
+
 def test_the_oracle_is_scikit_learns_log_loss():
     probs, targets = sample(3)
     exact = probs.double().numpy()
@@ -43,8 +48,8 @@ def test_it_is_the_minimum_found_by_a_grid(seed, sharpness):
     probs, targets = sample(seed, sharpness=sharpness)
     fitted = fit_temperature(probs, targets)
     assert 0.05 <= fitted <= 20.0
-    best = min(oracle_nll(probs, targets, float(t)) for t in torch.logspace(-1.3, 1.3, 200))
-    assert oracle_nll(probs, targets, fitted) <= best + 1e-6
+    best = min(oracle_objective(probs, targets, float(t)) for t in torch.logspace(-1.3, 1.3, 200))
+    assert oracle_objective(probs, targets, fitted) <= best + 1e-6
     assert oracle_nll(probs, targets, fitted) <= oracle_nll(probs, targets, 1.0) + 1e-12
     assert fitted == fit_temperature(probs, targets)
 
@@ -71,26 +76,27 @@ def test_it_finds_the_sharpness_that_was_put_in(sharpness):
 
 
 def test_two_classes_in_closed_form():
-    # Always 0.99 sure and right in 8 of 10 rows: σ(logit(0.99) / T) = 0.8.
-    probs = torch.tensor([[0.99, 0.01]], dtype=torch.float64).repeat(10, 1)
-    targets = torch.tensor([0] * 8 + [1] * 2)
-    assert fit_temperature(probs, targets) == pytest.approx(math.log(99) / math.log(4), rel=1e-6)
+    # Always 0.99 sure and right in 8 of 10 rows: σ(logit(0.99) / T) = 0.8, with many rows against the prior.
+    probs = torch.tensor([[0.99, 0.01]], dtype=torch.float64).repeat(100_000, 1)
+    targets = torch.tensor([0] * 80_000 + [1] * 20_000)
+    assert fit_temperature(probs, targets) == pytest.approx(math.log(99) / math.log(4), rel=1e-3)
 
 
-def test_where_the_likelihood_cannot_choose_it_stays_at_one():
-    probs, _ = sample(1)
-    assert fit_temperature(probs, probs.argmax(dim=1)) == 1.0  # every row right: T → 0 would fit best
+def test_where_nothing_can_be_learnt_it_stays_at_one():
     uniform = torch.full((6, 3), 1 / 3)
     assert fit_temperature(uniform, torch.tensor([0, 1, 2, 0, 1, 2])) == 1.0
-    assert fit_temperature(torch.tensor([[0.7, 0.3]]), torch.tensor([0])) == 1.0
     certain = torch.eye(3)
     assert fit_temperature(certain, torch.tensor([0, 1, 2])) == 1.0
 
 
-def test_rows_that_are_all_wrong_are_flattened_to_the_bound():
-    probs = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
-    assert fit_temperature(probs, torch.tensor([1, 1])) == pytest.approx(20.0)
-    assert fit_temperature(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) == pytest.approx(20.0)
+def test_a_few_rows_move_it_a_little_and_many_rows_more():
+    # Rows that are all right: likelihood alone would run to T = 0; all wrong: to T = infinity.
+    few, many = ((torch.tensor([[0.8, 0.2]]).repeat(n, 1), n) for n in (3, 3000))
+    sharper = [fit_temperature(probs, torch.zeros(n, dtype=torch.int64)) for probs, n in (few, many)]
+    flatter = [fit_temperature(probs, torch.ones(n, dtype=torch.int64)) for probs, n in (few, many)]
+    assert 0.05 <= sharper[1] < sharper[0] < 1.0 < flatter[0] < flatter[1] <= 20.0
+    assert sharper[0] > 0.6
+    assert flatter[0] < 2.5
 
 
 def test_bad_rows_are_refused():

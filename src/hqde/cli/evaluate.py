@@ -28,6 +28,8 @@ def evaluate(
         print_json({"temperature": ensemble.temperature, **result.to_dict()})
     else:
         out.print(_table(result))
+        for name, value in (result.diversity or {}).items():
+            out.print(f"{name.replace('_', ' ')}: {value:.4f}")
 
 
 def _table(result: Evaluation) -> Table:
@@ -46,6 +48,4 @@ def _table(result: Evaluation) -> Table:
         table.add_row(
             f"member {member['member']}", *("" if value is None else f"{value:.4f}" for value in figures)
         )
-    for name, value in (result.diversity or {}).items():
-        table.caption = f"{table.caption or ''}{name.replace('_', ' ')} {value:.4f}  "
     return table

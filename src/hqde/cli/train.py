@@ -80,8 +80,8 @@ def train(
     settings = resolve(settings, splits)
     if old is not None and (changed := changed_settings(old, settings)):
         raise RunError(
-            f"{out_dir} was made with other settings ({', '.join(changed)}); resume it without changing them, "
-            f"or start a new run in another directory"
+            f"{out_dir} was made with other settings ({', '.join(changed)}); resume it unchanged, or start a "
+            f"new run in another directory"
         )
     if directory is None:
         directory = RunDirectory(_free_directory(splits.name))

@@ -1,0 +1,5 @@
+"""``python -m hqde``: the same as ``hqde``."""
+
+from hqde.cli.app import main
+
+main()
