@@ -16,6 +16,7 @@ learning rate:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,7 +79,7 @@ class Momentum:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        _check_rate("momentum", self.learning_rate)
+        _check_rate("nesterov" if self.nesterov else "momentum", self.learning_rate)
         _check_fraction("momentum", self.momentum)
 
     def init(self, parameters: Tensor) -> ServerState:
@@ -158,6 +159,8 @@ def make_server_optimizer(
         >>> make_server_optimizer("nesterov")
         Momentum(learning_rate=0.7, momentum=0.9, nesterov=True)
     """
+    if name not in SERVER_OPTIMIZERS:
+        raise ConfigError(f"unknown server optimizer '{name}'; {did_you_mean(name, SERVER_OPTIMIZERS)}")
     options = {"learning_rate": learning_rate} if learning_rate is not None else {}
     if momentum is not None:
         if name not in ("momentum", "nesterov"):
@@ -167,14 +170,14 @@ def make_server_optimizer(
         return FedAvg(**options)
     if name in ("momentum", "nesterov"):
         return Momentum(**options, nesterov=name == "nesterov")
-    if name in ("fedadagrad", "fedadam", "fedyogi"):
-        return Adaptive(name.removeprefix("fed"), **options)
-    raise ConfigError(f"unknown server optimizer '{name}'; {did_you_mean(name, SERVER_OPTIMIZERS)}")
+    return Adaptive(name.removeprefix("fed"), **options)
 
 
 def _check_rate(name: str, rate: float) -> None:
-    if not rate > 0:
-        raise ConfigError(f"the learning rate of server optimizer '{name}' must be above 0, got {rate}")
+    if not 0 < rate < math.inf:
+        raise ConfigError(
+            f"the learning rate of server optimizer '{name}' must be above 0 and finite, got {rate}"
+        )
 
 
 def _check_fraction(name: str, value: float) -> None:
