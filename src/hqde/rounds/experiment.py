@@ -42,7 +42,7 @@ class GroupSettings:
         recipe: fields of ``Recipe`` to replace, e.g. ``{"learning_rate": 0.01}``.
 
     Raises:
-        ConfigError: a name in ``recipe`` is no field of ``Recipe``.
+        ConfigError: a name in ``recipe`` is no field of ``Recipe``, or the dropout rate is out of range.
     """
 
     model: ModelSpec | None = None
@@ -56,6 +56,7 @@ class GroupSettings:
                 raise ConfigError(
                     f"unknown training setting '{name}' of a group; {did_you_mean(name, RECIPE_FIELDS)}"
                 )
+        _check_dropout(self.dropout_rate)
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ class Experiment:
             raise ConfigError(
                 f"early_stopping must be 0 (off) or a number of epochs, got {self.early_stopping}"
             )
-        if self.dropout_rate is not None and not 0 <= self.dropout_rate < 1:
-            raise ConfigError(f"dropout_rate must lie in [0, 1), got {self.dropout_rate}")
+        _check_dropout(self.dropout_rate)
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
@@ -133,6 +133,7 @@ class Experiment:
             if not 0 <= group < count:
                 raise ConfigError(f"settings are given for group {group}, but groups are 0 to {count - 1}")
         branch_epoch(self.topology, self.epochs)
+        self.topology.num_trunk_workers(self.num_workers)
         mixes = self.topology.branch_at is not None or self.topology.global_every > 0
         if mixes and any(settings.model is not None for settings in self.groups.values()):
             raise ConfigError(
@@ -191,15 +192,14 @@ class Experiment:
         """Target statistics of the training split; the identity for classification."""
         return TargetScale.fit(self.splits.train.targets)
 
-    @cached_property
-    def schedule(self) -> Schedule:
-        """The learning rate over the run, with its restart where groups branch."""
-        branch = branch_epoch(self.topology, self.epochs)
+    def schedule_of(self, worker: int) -> Schedule:
+        """A worker's learning rate over the run, with its restart where groups branch."""
+        branch, recipe = branch_epoch(self.topology, self.epochs), self.recipe_of(worker)
         return Schedule(
-            kind=self.recipe.schedule,
-            warmup=self.recipe.warmup,
+            kind=recipe.schedule,
+            warmup=recipe.warmup,
             restart_at=None if branch is None else (branch - 1) / self.epochs,
-            restart_level=self.recipe.restart_level,
+            restart_level=recipe.restart_level,
         )
 
     def worker_specs(self) -> tuple[WorkerSpec, ...]:
@@ -210,7 +210,7 @@ class Experiment:
                 model=self.model_of(self.group_of(worker)),
                 dropout_rate=self.dropout_of(worker),
                 recipe=self.recipe_of(worker),
-                schedule=self.schedule,
+                schedule=self.schedule_of(worker),
                 schema=self.splits.schema,
                 normalization=self.normalization,
                 target_scale=self.target_scale,
@@ -275,3 +275,8 @@ class Experiment:
         with seeded(self.seed, "init", 0 if shared else group):
             model = self.model_of(group).build(dropout_rate=self.dropout_rate)
         return Layout.of(model).read(model)
+
+
+def _check_dropout(rate: float | None) -> None:
+    if rate is not None and not 0 <= rate < 1:
+        raise ConfigError(f"dropout_rate must lie in [0, 1), got {rate}")
