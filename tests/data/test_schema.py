@@ -85,12 +85,12 @@ def test_many_classes_of_many_rows_are_fine():
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_inputs_that_are_not_finite_are_refused_with_count_and_first_row(bad):
     inputs = torch.zeros(5000, 2)
-    inputs[4321, 1] = bad
+    inputs[2100, 1] = bad
     inputs[4999] = bad
     whole = TensorExamples(inputs, torch.arange(5000) % 2)
     for examples in (whole, SubsetExamples(whole, torch.arange(5000))):
         with pytest.raises(
-            DataError, match=r"2 of 5000 rows have NaN or infinite inputs \(first: row 4321\)"
+            DataError, match=r"2 of 5000 rows have NaN or infinite inputs \(first: row 2100\)"
         ):
             infer_schema(examples, task="classification")
 
