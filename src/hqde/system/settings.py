@@ -1,0 +1,176 @@
+"""The seed's two configuration dictionaries, and a system's settings as a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from hqde.config import (
+    Config,
+    DataSettings,
+    EnsembleSettings,
+    GroupConfig,
+    ModelSettings,
+    RunSettings,
+    ServerSettings,
+)
+from hqde.data import Bootstrap, Dirichlet, Iid, Partitioner, Replicate, Split
+from hqde.errors import ConfigError, did_you_mean
+from hqde.models import BUILT_IN
+from hqde.rounds import (
+    Adaptive,
+    Experiment,
+    FedAvg,
+    Momentum,
+    ServerOptimizer,
+    make_server_optimizer,
+)
+
+Buffers = Literal["average", "local"]
+
+AGGREGATION_KEYS = ("server_optimizer", "learning_rate", "momentum", "buffers")
+_PARTITIONERS = {Replicate: "replicate", Split: "split", Iid: "iid", Bootstrap: "bootstrap"}
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How a group's updates become its new weights: what ``aggregation_config`` says, read.
+
+    Attributes:
+        server: from aggregated delta to new weights.
+        buffers: ``"average"`` shares BatchNorm statistics inside a group, ``"local"`` keeps them per worker.
+    """
+
+    server: ServerOptimizer = FedAvg()
+    buffers: Buffers = "average"
+
+
+def read_aggregation(config: Mapping[str, Any] | None, server: ServerOptimizer | None = None) -> Aggregation:
+    """Read ``aggregation_config``.
+
+    Args:
+        config: any of ``server_optimizer`` (``"fedavg"``, ``"momentum"``, ``"nesterov"``, ``"fedadagrad"``,
+            ``"fedadam"`` or ``"fedyogi"``), its ``learning_rate`` and ``momentum``, and ``buffers``.
+        server: a server optimizer as an object, in place of the first three.
+
+    Raises:
+        ConfigError: an unknown key or value, or the server optimizer is given twice.
+
+    Example:
+        >>> read_aggregation({"server_optimizer": "nesterov", "buffers": "local"})
+        Aggregation(server=Momentum(learning_rate=0.7, momentum=0.9, nesterov=True), buffers='local')
+        >>> read_aggregation({"server_optimiser": "fedadam"})
+        Traceback (most recent call last):
+        hqde.errors.ConfigError: unknown key 'server_optimiser' of aggregation_config; did you mean
+        'server_optimizer'?
+    """
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(
+            f"aggregation_config must be a dict of {', '.join(AGGREGATION_KEYS)}, got {config!r}"
+        )
+    given = dict(config or {})
+    for name in given:
+        if name not in AGGREGATION_KEYS:
+            raise ConfigError(
+                f"unknown key '{name}' of aggregation_config; {did_you_mean(str(name), AGGREGATION_KEYS)}"
+            )
+    buffers = given.pop("buffers", "average")
+    if buffers not in ("average", "local"):
+        raise ConfigError(f"buffers of aggregation_config must be 'average' or 'local', got {buffers!r}")
+    if server is not None:
+        if given:
+            raise ConfigError(
+                f"the server optimizer is given twice: as server= and by {', '.join(given)} of "
+                "aggregation_config; leave one out"
+            )
+        return Aggregation(server, cast(Buffers, buffers))
+    name = given.pop("server_optimizer", "fedavg")
+    return Aggregation(make_server_optimizer(name, **given), cast(Buffers, buffers))
+
+
+def refuse_quantization(config: Mapping[str, Any] | None) -> None:
+    """Updates are sent as they are in this version; a setting that would do nothing is refused.
+
+    Raises:
+        ConfigError: ``quantization_config`` is anything but ``None``.
+    """
+    if config is not None:
+        raise ConfigError(
+            f"quantization_config is {config!r}, but updates are sent uncompressed in this version; "
+            "leave it out"
+        )
+
+
+def describe(experiment: Experiment, *, backend: str) -> Config:
+    """A system's settings as a configuration, for the run directory and the artefact.
+
+    What has no name in a configuration file, such as a data set in memory or a partitioner of your own, is
+    written as Python shows it.
+    """
+    partitioner = experiment.partitioner
+    return Config(
+        data=DataSettings(
+            source=f"in memory: {experiment.splits.name}",
+            task=experiment.splits.schema.task,
+            partition=_partition_name(partitioner),
+            alpha=partitioner.alpha if isinstance(partitioner, Dirichlet) else DataSettings.alpha,
+            augmentation=experiment.augmentation,
+        ),
+        model=_model_settings(experiment),
+        training=experiment.recipe,
+        diversity=experiment.diversity,
+        topology=experiment.topology,
+        server=_server_settings(experiment.server, experiment.buffers),
+        ensemble=EnsembleSettings(combiner=experiment.combiner.name, calibrate=experiment.calibrate),
+        run=RunSettings(
+            workers=experiment.num_workers,
+            epochs=experiment.epochs,
+            seed=experiment.seed,
+            backend=backend,
+            device=experiment.device,
+            early_stopping=experiment.early_stopping,
+            evaluate_every=experiment.evaluate_every,
+        ),
+        group={
+            str(number): GroupConfig(
+                model=None if group.model is None else group.model.name,
+                options={} if group.model is None else dict(group.model.options),
+                dropout_rate=group.dropout_rate,
+                bootstrap=group.bootstrap,
+                training=dict(group.recipe),
+            )
+            for number, group in experiment.groups.items()
+        },
+    )
+
+
+def _model_settings(experiment: Experiment) -> ModelSettings:
+    """What a built-in model is told by the data is left out."""
+    model, options = experiment.model, dict(experiment.model.options)
+    settings = ModelSettings(name=model.name, options=options)
+    if model.name in BUILT_IN:
+        norm = cast(Literal["batch", "group"], options.pop("norm"))
+        del options["input_shape"], options["num_outputs"]
+        settings = ModelSettings(name=model.name, norm=norm, options=options)
+    if experiment.dropout_rate is None:
+        return settings
+    return replace(settings, dropout_rate=experiment.dropout_rate)
+
+
+def _partition_name(partitioner: Partitioner) -> str:
+    if type(partitioner) is Dirichlet:
+        return "dirichlet"
+    return _PARTITIONERS.get(type(partitioner), repr(partitioner))
+
+
+def _server_settings(server: ServerOptimizer, buffers: Buffers) -> ServerSettings:
+    """The settings that make ``server`` again, or how Python shows it where there are none."""
+    if isinstance(server, FedAvg):
+        return ServerSettings("fedavg", server.learning_rate, buffers=buffers)
+    if isinstance(server, Momentum):
+        name = "nesterov" if server.nesterov else "momentum"
+        return ServerSettings(name, server.learning_rate, server.momentum, buffers)
+    if isinstance(server, Adaptive) and server == Adaptive(server.kind, server.learning_rate):
+        return ServerSettings(f"fed{server.kind}", server.learning_rate, buffers=buffers)
+    return ServerSettings(repr(server), buffers=buffers)
