@@ -109,6 +109,40 @@ def test_groups_of_different_architectures(hqde, table, tmp_path):
     assert workers[1]["lr"] > 10 * workers[0]["lr"]
 
 
+POISONED = """
+import torch
+from torch import nn
+
+class Poisoned(nn.Module):
+    # Goes NaN while training where the dropout rate is that of the last of four workers.
+
+    def __init__(self, dropout_rate=0.1):
+        super().__init__()
+        self.dropout_rate, self.layer = dropout_rate, nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return x * torch.nan if self.training and self.dropout_rate > 0.14 else x
+"""
+
+
+def test_a_worker_whose_loss_is_nan_is_rejected_and_the_run_says_so(hqde, table, tmp_path, monkeypatch):
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    monkeypatch.delitem(sys.modules, "poisoned", raising=False)
+    options = ("--workers", 4, "--groups", 2, "--epochs", 3, "--model", "poisoned:Poisoned")
+    faster = ("--set", "training.learning_rate=0.1", "--set", "training.batch_size=16")
+    done = hqde("train", "--data", table, *options, *faster, "--out", "run")
+    assert done.code == 0, done.err
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert {(e["kind"], e["worker"]) for e in events} == {("rejected", 3)}
+    assert [e["round"] for e in events] == [1, 2, 3]
+    assert all("not finite" in e["reason"] or "training loss is nan" in e["reason"] for e in events)
+    assert "not everything went well: 3 rejected" in done.out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["faults"]["rejected"] == 3
+    assert metrics["accuracy"] > 0.5
+
+
 def refused(done, *words):
     assert done.code == 2, (done.code, done.out, done.err)
     assert done.err.startswith("error: ")
@@ -144,6 +178,10 @@ def refused(done, *words):
             ["the model returns", "10 classes"],
         ),
         (["--set", "group.7.dropout_rate=0.2"], ["group 7", "0 to 3"]),
+        (
+            ["--model", "torch.nn:Linear", "--set", "model.options={in_features=3, out_features=10}"],
+            ["model 'torch.nn:Linear' cannot take inputs of shape (4, 1, 8, 8)"],
+        ),
     ],
     ids=str,
 )

@@ -312,6 +312,23 @@ def test_early_stopping_keeps_the_best_epoch_of_the_ensemble():
     assert float(kept) == pytest.approx(min(losses), rel=1e-4)
 
 
+def test_resuming_a_run_that_stopped_early_changes_nothing(tmp_path):
+    experiment = replace(
+        small_experiment(num_workers=2),
+        topology=Topology.independent(),
+        epochs=30,
+        early_stopping=2,
+        recipe=Recipe(batch_size=16, learning_rate=0.3, schedule="constant"),
+    )
+    store = CheckpointStore(tmp_path / "checkpoints")
+    first = Engine(experiment, LocalBackend(), store=store).run()
+    again = Engine(experiment, LocalBackend(), store=store).run(resume=True)
+    assert first.stopped_early == again.stopped_early
+    assert again.state.round_index == first.state.round_index
+    probabilities = [r.ensemble.predict_proba(experiment.splits.test) for r in (first, again)]
+    assert torch.equal(*probabilities)
+
+
 def test_group_overrides_reach_the_workers_and_the_members():
     experiment = replace(
         small_experiment(num_workers=4),

@@ -101,11 +101,11 @@ class Engine:
             self._tell.on_start(plans, state.round_index + 1)
             stopped = None
             for plan in plans[state.round_index :]:
-                state, record = self._round(plan, state)
-                self._tell.on_round(record)
-                stopped = self._should_stop(plan, state)
+                stopped = self._should_stop(plans, state)
                 if stopped is not None:
                     break
+                state, record = self._round(plan, state)
+                self._tell.on_round(record)
             return self._finish(state, stopped)
         finally:
             self._backend.close()
@@ -280,18 +280,19 @@ class Engine:
             return replace(state, best=Best(validation.loss, plan.epoch, state.committed))
         return state
 
-    def _should_stop(self, plan: RoundPlan, state: RunState) -> int | None:
+    def _should_stop(self, plans: Sequence[RoundPlan], state: RunState) -> int | None:
         """The epoch to keep, when the ensemble has stopped improving."""
         patience = self.experiment.early_stopping
-        if not patience or state.best is None or not plan.ends_epoch:
+        if not patience or state.best is None:
             return None
-        if plan.epoch - state.best.epoch < patience:
+        last = plans[state.round_index - 1]
+        if not last.ends_epoch or last.epoch - state.best.epoch < patience:
             return None
         reason = (
             f"the ensemble's validation loss has not improved on {state.best.loss:.4f} of epoch "
             f"{state.best.epoch} for {patience} epochs"
         )
-        self._tell.on_event(Event("early_stop", plan.index, None, reason))
+        self._tell.on_event(Event("early_stop", last.index, None, reason))
         return state.best.epoch
 
     # -- start and end -----------------------------------------------------------------------------------
@@ -339,6 +340,7 @@ class Engine:
         ensemble = self._pool.ensemble(groups, committed, {w: s.efficiency for w, s in states.items()})
         if self.experiment.calibrate and self.experiment.splits.schema.task == "classification":
             ensemble = ensemble.calibrate(self.experiment.splits.validation)
+        ensemble.to("cpu")
         return Result(ensemble, state, stopped)
 
     def _is_final_grouping(self, groups: Groups) -> bool:

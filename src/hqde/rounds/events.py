@@ -14,7 +14,8 @@ class Event:
     """Something out of the ordinary.
 
     Attributes:
-        kind: ``rejected``, ``failed``, ``skipped``, ``branched``, ``early_stop``, ``resumed``, ``interrupted``.
+        kind: ``rejected``, ``failed``, ``skipped``, ``branched``, ``early_stop``, ``resumed`` or
+            ``interrupted``.
         round_index: the round it happened in.
         worker_id: whom it concerns, or ``None``.
         reason: one sentence.
@@ -77,7 +78,7 @@ class RoundRecord:
 
     @property
     def mean_loss(self) -> float | None:
-        """Training loss per example, the mean over workers by their samples; ``None`` if no worker has one."""
+        """Training loss per example over all workers; ``None`` if no worker has one."""
         shares = [(w.loss, w.samples) for w in self.workers if w.loss is not None and w.samples]
         total = sum(samples for _, samples in shares)
         return sum(loss * samples for loss, samples in shares) / total if total else None

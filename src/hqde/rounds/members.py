@@ -86,6 +86,7 @@ class MemberPool:
         if index not in self._models:
             spec = self._experiment.model_of(self._experiment.group_of(worker))
             with seeded(0, "members"):  # the starting weights are overwritten; the caller's streams stay
-                model = spec.build(dropout_rate=self._experiment.dropout_of(worker)).eval()
+                model = spec.build(dropout_rate=self._experiment.dropout_of(worker))
+            model = model.to(self._experiment.device).eval()
             self._models[index] = (model, Layout.of(model))
         return self._models[index][0]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hqde.aggregation import Update
 from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
+from hqde.errors import PreconditionError
 from hqde.models import ModelSpec, call_model
 from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
@@ -165,13 +166,19 @@ class Worker:
         """Run a few examples through the model without training.
 
         Raises:
-            PreconditionError: the output does not fit the task.
+            PreconditionError: the model cannot take the inputs, or its output does not fit the task.
         """
         self._model.eval()
         with seeded(self.spec.seed, "worker", self.spec.worker_id, "check", device=self._device):
             inputs, _ = self._batch(index, None)
-            with torch.inference_mode(), self._autocast():
-                outputs = call_model(self._model, inputs)
+            try:
+                with torch.inference_mode(), self._autocast():
+                    outputs = call_model(self._model, inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                shape = f" of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
+                raise PreconditionError(
+                    f"model '{self.spec.model.name}' cannot take inputs{shape}: {str(error).splitlines()[0]}"
+                ) from error
         check_outputs(
             outputs, num_examples=len(index), loss=self._loss, num_classes=self.spec.schema.num_classes
         )
