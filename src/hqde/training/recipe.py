@@ -51,7 +51,7 @@ class Recipe:
     label_smoothing: float = 0.0
     clip_norm: float = 1.0
     precision: Precision = "fp32"
-    channels_last: bool = False
+    channels_last: bool = True
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
