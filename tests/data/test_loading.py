@@ -97,7 +97,7 @@ def test_classes_that_training_lost_are_refused():
     test = TensorExamples(torch.zeros(3, 1), torch.tensor([0, 1, 2]))
     with pytest.raises(
         DataError,
-        match=r"1 classes of the test data never occur in the \d+ training rows \(first: class id 2",
+        match=r"1 classes of the test data never occur in the \d+ training rows \(first: '2'",
     ):
         make_splits("k", rare, test=test, task="classification", max_train=10)
 

@@ -105,7 +105,10 @@ def infer_schema(examples: Examples, *, task: Task, classes: Sequence[str] | Non
 
 def describe_inputs(examples: Examples) -> tuple[Kind, tuple[int, ...] | None]:
     """The kind of input and the shape of one example, from the first row."""
-    inputs = examples.fetch(torch.zeros(1, dtype=torch.int64)).inputs
+    with seeded(
+        0, "data", "describe inputs"
+    ):  # a user's random transforms must not move the caller's streams
+        inputs = examples.fetch(torch.zeros(1, dtype=torch.int64)).inputs
     if not isinstance(inputs, Tensor):
         return "other", None
     kinds: dict[int, Kind] = {4: "image", 2: "tabular"}

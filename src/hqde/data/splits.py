@@ -92,7 +92,7 @@ def make_splits(
         check_classes_differ(train.targets)
     kind, shape = describe_inputs(train)
     for part_name, part in (("validation", validation), ("test", test)):
-        _check_fits(part_name, part, train=train, shape=shape, task=task)
+        _check_fits(part_name, part, train=train, shape=shape, classes=classes)
     schema = Schema(task=task, kind=kind, classes=tuple(classes or ()), input_shape=shape)
     return Splits(name=name, schema=schema, train=train, validation=validation, test=test)
 
@@ -121,18 +121,23 @@ def _check_part(name: str, part: Examples, *, task: Task, classes: Sequence[str]
 
 
 def _check_fits(
-    name: str, part: Examples, *, train: Examples, shape: tuple[int, ...] | None, task: Task
+    name: str,
+    part: Examples,
+    *,
+    train: Examples,
+    shape: tuple[int, ...] | None,
+    classes: Sequence[str] | None,
 ) -> None:
     """Refuse a held-out part that does not fit the training rows."""
     _, found = describe_inputs(part)
     if found != shape:
         raise DataError(f"training rows have shape {shape} but {name} rows {found}; bring both to one shape")
-    if task == "regression":
+    if classes is None:
         return
     unseen = sorted(set(part.targets.unique().tolist()) - set(train.targets.unique().tolist()))
     if unseen:
         raise DataError(
             f"{len(unseen)} classes of the {name} data never occur in the {len(train)} training rows "
-            f"(first: class id {unseen[0]}); add training rows of those classes "
+            f"(first: '{classes[unseen[0]]}'); add training rows of those classes (or raise max_train), "
             f"or remove them from the {name} data"
         )
