@@ -1,5 +1,108 @@
-"""Hierarchical quantum-inspired distributed ensemble learning."""
+"""Hierarchical quantum-inspired distributed ensemble learning.
 
+Names are imported when they are first used, so that ``import hqde`` costs nothing and nobody waits for what
+they do not use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hqde.data import (
+        Augmentation,
+        Bootstrap,
+        Dirichlet,
+        Iid,
+        Replicate,
+        Split,
+        Splits,
+        as_examples,
+        load_splits,
+    )
+    from hqde.ensemble import (
+        EfficiencyCombiner,
+        Ensemble,
+        Evaluation,
+        LogPoolCombiner,
+        MeanCombiner,
+    )
+    from hqde.errors import HqdeError
+    from hqde.estimators import HQDEClassifier, HQDERegressor
+    from hqde.models import ModelSpec, model_spec
+    from hqde.rounds import Adaptive, FedAvg, GroupSettings, Momentum
+    from hqde.system import HQDESystem, create_hqde_system
+    from hqde.topology import Topology
+    from hqde.training import Diversity, Recipe
+
+__all__ = [
+    "Adaptive",
+    "Augmentation",
+    "Bootstrap",
+    "Dirichlet",
+    "Diversity",
+    "EfficiencyCombiner",
+    "Ensemble",
+    "Evaluation",
+    "FedAvg",
+    "GroupSettings",
+    "HQDEClassifier",
+    "HQDERegressor",
+    "HQDESystem",
+    "HqdeError",
+    "Iid",
+    "LogPoolCombiner",
+    "MeanCombiner",
+    "ModelSpec",
+    "Momentum",
+    "Recipe",
+    "Replicate",
+    "Split",
+    "Splits",
+    "Topology",
+    "__version__",
+    "as_examples",
+    "create_hqde_system",
+    "load_splits",
+    "model_spec",
+]
 
 __version__ = version("hqde")
+
+_NAMES_BY_ROOM = {
+    "data": (
+        "Augmentation",
+        "Bootstrap",
+        "Dirichlet",
+        "Iid",
+        "Replicate",
+        "Split",
+        "Splits",
+        "as_examples",
+        "load_splits",
+    ),
+    "ensemble": ("EfficiencyCombiner", "Ensemble", "Evaluation", "LogPoolCombiner", "MeanCombiner"),
+    "errors": ("HqdeError",),
+    "estimators": ("HQDEClassifier", "HQDERegressor"),
+    "models": ("ModelSpec", "model_spec"),
+    "rounds": ("Adaptive", "FedAvg", "GroupSettings", "Momentum"),
+    "system": ("HQDESystem", "create_hqde_system"),
+    "topology": ("Topology",),
+    "training": ("Diversity", "Recipe"),
+}
+_ROOM_OF = {name: room for room, names in _NAMES_BY_ROOM.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name the first time it is asked for."""
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'hqde' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"hqde.{_ROOM_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*__all__, *globals()})
