@@ -165,11 +165,11 @@ def synchronisation_line(record: RoundRecord) -> str:
         >>> worker = WorkerRecord(0, 0, 0.5, 0.9, 0.003, 64, 0.1, 1.0, "admitted")
         >>> record = RoundRecord(2, 2, 0.1, ((0, 1),), "group", 0.2, {}, (worker,), None, 0, 0)
         >>> synchronisation_line(record)
-        'Weights aggregated and synchronized at epoch 2 (round 2, in 1 group(s)) LR 0.003000'
+        'Weights aggregated and synchronized at epoch 2 (round 2, in 1 group(s)) LR 0.003'
     """
     rate = record.learning_rate
     what = "across all groups" if record.scope == "global" else f"in {len(record.groups)} group(s)"
     return (
         f"Weights aggregated and synchronized at epoch {record.epoch} "
-        f"(round {record.round}, {what}) LR {0.0 if rate is None else rate:.6f}"
+        f"(round {record.round}, {what}) LR {0.0 if rate is None else rate:.3g}"
     )
