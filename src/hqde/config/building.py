@@ -94,9 +94,13 @@ def _spec(config: Config, recipe: Recipe, splits: Splits, name: str, options: di
 
 
 def _group(config: Config, recipe: Recipe, splits: Splits, group: GroupConfig) -> GroupSettings:
-    name = group.model or (config.model.name if group.options else None)
+    model = None
+    if group.model is not None:
+        model = _spec(config, recipe, splits, group.model, group.options)
+    elif group.options:
+        model = _spec(config, recipe, splits, config.model.name, config.model.options | group.options)
     return GroupSettings(
-        model=None if name is None else _spec(config, recipe, splits, name, group.options),
+        model=model,
         dropout_rate=group.dropout_rate,
         bootstrap=group.bootstrap,
         recipe=group.training,

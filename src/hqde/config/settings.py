@@ -129,7 +129,8 @@ class GroupConfig:
 
     Args:
         model: another architecture.
-        options: constructor arguments of that architecture.
+        options: constructor arguments of that architecture; without ``model``, changes to
+            ``[model.options]``.
         dropout_rate: another base rate.
         bootstrap: its workers draw their shards with replacement.
         training: any settings of ``[training]``.

@@ -22,13 +22,15 @@ def load_tree(path: Path | str) -> Tree:
     """Read a TOML file.
 
     Raises:
-        ConfigError: it is missing or not TOML.
+        ConfigError: it is missing, cannot be read, or is not TOML.
     """
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"there is no config file {file}")
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
@@ -85,7 +87,7 @@ def build_config(tree: Mapping[str, Any]) -> Config:
     """
     config: Config = _build(Config, tree, "")
     for name, group in config.group.items():
-        if not name.isdigit():
+        if not name.isdecimal() or name != str(int(name)):
             raise ConfigError(f"[group.{name}] must be named by its number, e.g. [group.0]")
         _build(Recipe, group.training, f"group.{name}.training.")
     return config
@@ -127,13 +129,13 @@ def _build(kind: Any, tree: Any, prefix: str) -> Any:
 
 
 def _leaf(hint: Any, value: Any, name: str) -> Any:
-    if isinstance(value, bool) and hint in (int, float, int | None, float | None):
-        raise ConfigError(f"setting '{name}' must be a number, got {str(value).lower()}")
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return TypeAdapter(hint).validate_python(
+            value, strict=True
+        )  # "3" is no number, and true is none either
     except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"setting '{name}' must be {problem}, got {value!r}") from None
+        wanted = " or ".join(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
+        raise ConfigError(f"setting '{name}' must be {wanted}, got {value!r}") from None
 
 
 def _without_none(tree: Tree) -> Tree:
