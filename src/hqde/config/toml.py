@@ -130,9 +130,8 @@ def _build(kind: Any, tree: Any, prefix: str) -> Any:
 
 def _leaf(hint: Any, value: Any, name: str) -> Any:
     try:
-        return TypeAdapter(hint).validate_python(
-            value, strict=True
-        )  # "3" is no number, and true is none either
+        # strict: neither "3" nor true is a number
+        return TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError as error:
         wanted = " or ".join(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
         raise ConfigError(f"setting '{name}' must be {wanted}, got {value!r}") from None
