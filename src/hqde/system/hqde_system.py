@@ -221,7 +221,13 @@ class HQDESystem:
         experiment = self._experiment(splits, recipe_for(train_data, self._recipe), num_epochs)
         log = RoundLog(sys.stderr if progress else None)
         told = (log, *listeners)
-        config_toml = dump_config(describe(experiment, backend=self.backend))
+        config = describe(
+            experiment,
+            backend=self.backend,
+            validation_fraction=validation_fraction,
+            split_seed=split_seed,
+        )
+        config_toml = dump_config(config)
         provenance: dict[str, object] = {"config": tomllib.loads(config_toml)}
         if run_dir is None:
             engine = Engine(

@@ -102,17 +102,20 @@ def refuse_quantization(config: Mapping[str, Any] | None) -> None:
         )
 
 
-def describe(experiment: Experiment, *, backend: str) -> Config:
+def describe(experiment: Experiment, *, backend: str, validation_fraction: float, split_seed: int) -> Config:
     """A system's settings as a configuration, for the run directory and the artefact.
 
     What has no name in a configuration file, such as a data set in memory or a partitioner of your own, is
     written as Python shows it.
     """
-    partitioner = experiment.partitioner
+    partitioner, splits = experiment.partitioner, experiment.splits
+    rows = f"{len(splits.train)} training and {len(splits.validation)} validation rows"
     return Config(
         data=DataSettings(
-            source=f"in memory: {experiment.splits.name}",
-            task=experiment.splits.schema.task,
+            source=f"in memory: {splits.name}, {rows}",
+            task=splits.schema.task,
+            validation_fraction=validation_fraction,
+            split_seed=split_seed,
             partition=_partition_name(partitioner),
             alpha=partitioner.alpha if isinstance(partitioner, Dirichlet) else DataSettings.alpha,
             augmentation=experiment.augmentation,
