@@ -39,9 +39,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(INSTALL) --group docs
 	touch $@
 
-# Each run gets a directory of its own under runs/; the last lines say where it and its report are.
+# One thread: the network is so small that a second one only waits. Each run gets a directory of its own under
+# runs/; the last lines say where it and its report are.
 train: setup
-	$(BIN)/hqde train --workers 8 --groups 4 --epochs 12 $(ARGS)
+	$(BIN)/hqde train --workers 8 --groups 4 --epochs 12 --set run.threads=1 $(ARGS)
 
 test: lint types imports unit
 
