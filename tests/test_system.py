@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqde.config import build_config, load_tree
-from hqde.data import Dirichlet, TensorExamples
+from hqde.data import Dirichlet, TensorExamples, make_splits
 from hqde.ensemble import Ensemble
 from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, RunError
 from hqde.rounds import Adaptive, Event, FedAvg, GroupSettings, Listeners, Momentum, RoundRecord
@@ -171,6 +171,18 @@ def test_rows_are_held_out_only_without_validation_data() -> None:
     made = system()
     assert made.train(DATA, 1, validation_fraction=0.25)["history"][0]["workers"][0]["samples"] == 180
     assert made.train(DATA, 1, DATA)["history"][0]["workers"][0]["samples"] == 240
+
+
+def test_splits_bring_their_validation_and_test_rows_along() -> None:
+    splits = make_splits("mine", TensorExamples(*DATA), task="classification", classes=["a", "b", "c"])
+    made = system()
+    metrics = made.train(splits, 1)
+    assert (metrics["judged_on"], metrics["num_rows"]) == ("test", 48)
+    assert made.ensemble.schema.classes == ("a", "b", "c")
+    with pytest.raises(ConfigError, match="give no others"):
+        made.train(splits, 1, DATA)
+    with pytest.raises(ConfigError, match="'mine' is for classification"):
+        system(task="regression").train(splits, 1)
 
 
 def test_prediction_keeps_the_order_of_the_rows() -> None:

@@ -179,7 +179,8 @@ class HQDESystem:
         """Train from the start; a second call forgets the first.
 
         Args:
-            train_data: the rows to fit.
+            train_data: the rows to fit; ``Splits``, as ``load_splits`` gives them, bring validation and test
+                rows along.
             num_epochs: passes of each worker over its rows.
             validation_loader: rows for early stopping, calibration and the figures on the way, in any form;
                 without them ``validation_fraction`` of the training rows are held out.
@@ -255,7 +256,7 @@ class HQDESystem:
         self._ensemble = result.ensemble
         self._metrics = {
             **metrics,
-            "judged_on": "validation" if test_data is None else "test",
+            "judged_on": "validation" if splits.test is splits.validation else "test",
             "final_loss": log.records[-1].mean_loss if log.records else None,
             "history": history,
         }

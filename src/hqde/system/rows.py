@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from hqde.data import Splits, SubsetExamples, Task, as_examples, hold_out, make_splits
+from hqde.errors import ConfigError
 from hqde.training import Recipe
 
 
@@ -26,6 +28,7 @@ def splits_from(
     Args:
         train_data, validation_data, test_data: anything that ``as_examples`` takes. Without validation data
             some of the training rows are held out; without test data the validation rows stand in for them.
+            ``Splits`` as training data bring the other two along.
         task: how targets are read.
         classes: names by class id.
         validation_fraction: of the training rows, held out class by class, if there are no validation data.
@@ -33,6 +36,7 @@ def splits_from(
 
     Raises:
         DataError: rows that cannot be trained on, or that do not fit each other.
+        ConfigError: ``Splits`` of another task, or together with further rows.
 
     Example:
         >>> import torch
@@ -40,6 +44,17 @@ def splits_from(
         >>> len(splits.train), len(splits.validation), splits.test is splits.validation
         (45, 5, True)
     """
+    if isinstance(train_data, Splits):
+        if validation_data is not None or test_data is not None:
+            raise ConfigError(
+                "Splits hold their own validation and test rows; give no others, or give splits.train"
+            )
+        if train_data.schema.task != task:
+            raise ConfigError(
+                f"'{train_data.name}' is for {train_data.schema.task}, and the system for {task}; "
+                f"make the system with task='{train_data.schema.task}'"
+            )
+        return train_data if len(train_data.test) else replace(train_data, test=train_data.validation)
     train = as_examples(train_data, task=task)
     if validation_data is not None:
         validation = as_examples(validation_data, task=task)
