@@ -10,6 +10,7 @@ from rich.table import Table
 
 from hqde.cli.artefacts import open_ensemble, rows_for
 from hqde.cli.console import Format, FormatOption, out, print_json
+from hqde.data import load_inputs
 from hqde.ensemble import Evaluation
 
 
@@ -19,17 +20,25 @@ def evaluate(
         str | None, typer.Option(help="Labelled rows; left out, the run's own test split.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Target column of a table.")] = None,
+    ood: Annotated[
+        str | None, typer.Option("--ood", help="Rows of another kind, to see whether uncertainty finds them.")
+    ] = None,
     format_: FormatOption = Format.text,
 ) -> None:
     """Judge a trained ensemble: accuracy, NLL, Brier, ECE, members and diversity, or RMSE and CRPS."""
     ensemble = open_ensemble(path)
-    result = ensemble.evaluate(rows_for(path, ensemble, data, target))
+    rows = rows_for(path, ensemble, data, target)
+    result = ensemble.evaluate(rows)
+    outside = None if ood is None else load_inputs(ood, schema=ensemble.schema, target=target)
+    foreign = None if outside is None else ensemble.ood_auroc(rows, outside)
     if format_ is Format.json:
-        print_json({"temperature": ensemble.temperature, **result.to_dict()})
+        print_json({"temperature": ensemble.temperature, **result.to_dict(), "ood_auroc": foreign})
     else:
         out.print(_table(result))
         for name, value in (result.diversity or {}).items():
             out.print(f"{name.replace('_', ' ')}: {value:.4f}")
+        for name, value in (foreign or {}).items():
+            out.print(f"AUROC of {name} uncertainty against {ood}: {value:.4f}", soft_wrap=True)
 
 
 def _table(result: Evaluation) -> Table:

@@ -20,7 +20,7 @@ from hqde.ensemble.module import EnsembleModule
 from hqde.ensemble.prediction import LOSSES, Loss, predict_members
 from hqde.ensemble.regression import pool_normals, split_variance
 from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, did_you_mean
-from hqde.metrics import Uncertainty, uncertainty
+from hqde.metrics import Uncertainty, auroc, uncertainty
 
 BATCH_SIZE = 512
 
@@ -204,6 +204,28 @@ class Ensemble:
         if member_predictions.shape[1] == 0:
             return Uncertainty(*torch.zeros(3, 0, dtype=torch.float64))
         return uncertainty(member_predictions)
+
+    def ood_auroc(self, data: Any, outside: Any, *, batch_size: int = BATCH_SIZE) -> dict[str, float]:
+        """How well uncertainty tells rows like those of training from rows of another kind.
+
+        The area under the ROC curve when rows with more uncertainty are called foreign: the chance that a
+        row of ``outside`` is given more of it than a row of ``data``. 1 is perfect, 0.5 is guessing.
+
+        Args:
+            data: rows of the kind the ensemble was trained on.
+            outside: rows of another kind, of the same shape.
+
+        Returns:
+            ``{"total": …, "epistemic": …}``, by kind of uncertainty.
+
+        Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution examples"
+        (2017).
+        """
+        inside, foreign = (self.predict_uncertainty(rows, batch_size=batch_size) for rows in (data, outside))
+        return {
+            kind: float(auroc(getattr(foreign, kind), getattr(inside, kind)))
+            for kind in ("total", "epistemic")
+        }
 
     def evaluate(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Evaluation:
         """Figures on labelled data: the ensemble's, each member's, and their diversity.

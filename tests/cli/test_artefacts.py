@@ -1,0 +1,132 @@
+"""``hqde evaluate``, ``predict``, ``report`` and ``doctor`` on what a training left."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+SMALL = ("--workers", 2, "--groups", 2, "--epochs", 40, "--set", "training.learning_rate=0.03")
+
+
+@pytest.fixture
+def run(hqde, table, tmp_path):
+    assert hqde("train", "--data", table, *SMALL, "--out", "run").code == 0
+    return tmp_path / "run"
+
+
+def test_evaluate_repeats_the_figures_of_the_run(hqde, run):
+    done = hqde("evaluate", run, "--format", "json")
+    assert done.code == 0, done.err
+    figures, metrics = json.loads(done.out), json.loads((run / "metrics.json").read_text())
+    assert figures["accuracy"] == metrics["accuracy"]
+    assert figures["nll"] == pytest.approx(metrics["calibrated"]["nll"], rel=1e-9)
+    assert figures["num_rows"] == 24
+    shown = hqde("evaluate", run)
+    assert "member 1" in shown.out
+    assert "disagreement" in shown.out
+
+
+def test_an_artefact_alone_is_judged_on_the_data_it_is_given(hqde, run, table):
+    assert hqde("evaluate", run / "artefact").code == 2
+    figures = json.loads(hqde("evaluate", run / "artefact", "--data", table, "--format", "json").out)
+    assert figures["num_rows"] == 120
+    assert figures["accuracy"] > 0.6
+
+
+def test_foreign_rows_are_told_by_their_uncertainty(hqde, run, tmp_path):
+    # Between the classes, where all three meet, nobody can be sure.
+    lines = ["a,b,c,d"] + ["0.3,0.0,0.0,0.0"] * 20
+    (tmp_path / "foreign.csv").write_text("\n".join(lines) + "\n")
+    done = hqde("evaluate", run, "--ood", "foreign.csv", "--format", "json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["ood_auroc"]["total"] > 0.8
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_predict_writes_a_row_for_every_row(hqde, run, table, tmp_path, suffix):
+    done = hqde("predict", run, "--data", table, "--out", f"p.{suffix}", "--format", "json")
+    assert done.code == 0, done.err
+    names = json.loads(done.out)["columns"]
+    expected = ["predicted", "probability", "p_ash", "p_birch", "p_cedar", "total", "aleatoric", "epistemic"]
+    assert names == expected
+    if suffix == "csv":
+        with (tmp_path / "p.csv").open() as file:
+            columns = {name: [row[name] for row in csv.DictReader(file)] for name in ["predicted"]}
+        with (tmp_path / "p.csv").open() as file:
+            sums = [
+                sum(float(row[f"p_{k}"]) for k in ("ash", "birch", "cedar")) for row in csv.DictReader(file)
+            ]
+    else:
+        loaded = np.load(tmp_path / "p.npz")
+        columns = {"predicted": loaded["predicted"].tolist()}
+        sums = (loaded["p_ash"] + loaded["p_birch"] + loaded["p_cedar"]).tolist()
+    assert len(columns["predicted"]) == 120
+    assert set(columns["predicted"]) <= {"ash", "birch", "cedar"}
+    assert sums == pytest.approx([1.0] * 120, abs=1e-5)
+
+
+def test_rows_without_labels_can_be_predicted(hqde, run, table, tmp_path):
+    lines = table.read_text().splitlines()
+    (tmp_path / "bare.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    assert hqde("predict", run, "--data", "bare.csv", "--out", "bare_p.csv").code == 0
+    assert hqde("predict", run, "--data", table, "--out", "p.csv").code == 0
+    assert (tmp_path / "bare_p.csv").read_text() == (tmp_path / "p.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "nowhere"], ["nowhere"]),
+        (["evaluate", "run", "--data", "digits"], ["digits"]),
+        (["predict", "run", "--data", "trees.csv", "--out", "p.xyz"], ["cannot write 'p.xyz'"]),
+        (["predict", "run", "--data", "trees.csv", "--out", "no/p.csv"], ["no directory"]),
+        (["predict", "run", "--data", "missing.csv", "--out", "p.csv"], ["missing.csv"]),
+        (["report", "nowhere"], ["nowhere"]),
+    ],
+    ids=str,
+)
+def test_bad_usage_is_one_sentence(hqde, run, arguments, words):
+    done = hqde(*arguments)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert all(word in done.err for word in words)
+
+
+def test_an_existing_file_is_not_overwritten_unasked(hqde, run, table, tmp_path):
+    (tmp_path / "p.csv").write_text("mine")
+    assert hqde("predict", run, "--data", table, "--out", "p.csv").code == 2
+    assert (tmp_path / "p.csv").read_text() == "mine"
+    assert hqde("predict", run, "--data", table, "--out", "p.csv", "--overwrite").code == 0
+
+
+def test_a_tampered_artefact_is_refused(hqde, run, table):
+    victim = run / "artefact" / "member-000.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(bytes(content))
+    done = hqde("evaluate", run)
+    assert done.code == 2
+    assert "member-000.safetensors was altered" in done.err
+
+
+def test_report_is_made_anew(hqde, run, tmp_path):
+    done = hqde("report", run, "--out", "again.html", "--format", "json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["bytes"] == (tmp_path / "again.html").stat().st_size
+
+
+def test_doctor_trains_briefly_and_finds_the_extras(hqde):
+    done = hqde("doctor", "--format", "json")
+    assert done.code == 0, done.err
+    findings = {finding["what"]: finding for finding in json.loads(done.out)["findings"]}
+    assert "worker-samples/s" in findings["self-test"]["found"]
+    assert "pyarrow" in findings["extra data"]["found"]
+
+
+def test_version_and_help(hqde):
+    assert hqde("--version").out.strip() == "0.2.0"
+    assert "train" in hqde("--help").out
+    assert "train" in hqde().out
