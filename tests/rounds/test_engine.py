@@ -215,10 +215,18 @@ def test_resume_gives_the_bits_of_an_uninterrupted_run(tmp_path, topology, stop_
     assert resumed.state.totals.worker_samples == whole.state.totals.worker_samples
 
 
-def test_resume_without_a_checkpoint_says_so(tmp_path):
-    engine = Engine(small_experiment(), LocalBackend(), store=CheckpointStore(tmp_path / "none"))
-    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
-        engine.run(resume=True)
+def test_a_run_killed_before_its_first_checkpoint_resumes_from_the_start(tmp_path):
+    experiment = small_experiment(num_workers=2)
+    store, recorder = CheckpointStore(tmp_path / "none"), Recorder()
+    resumed = Engine(experiment, LocalBackend(), store=store, listener=recorder).run(resume=True)
+    assert [(event.kind, event.round_index) for event in recorder.events] == [("resumed", 0)]
+    whole, _ = run(experiment)
+    assert all(torch.equal(a, b) for a, b in zip(vectors(resumed), vectors(whole), strict=True))
+
+
+def test_without_a_store_there_is_nothing_to_resume():
+    with pytest.raises(CheckpointError, match="without a checkpoint store"):
+        Engine(small_experiment(), LocalBackend()).run(resume=True)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class Engine:
         self._pool = MemberPool(experiment, provenance or {})
         self._shards: tuple[int, list[Tensor]] | None = None
         self._plans: tuple[RoundPlan, ...] | None = None
+        self._checkpoint_s = 0.0
 
     def prepare(self) -> tuple[RoundPlan, ...]:
         """Check that the run can start: shards, models, outputs. Writes nothing; ``run`` calls it if need be.
@@ -88,16 +89,16 @@ class Engine:
         return plans
 
     def run(self, *, resume: bool = False) -> Result:
-        """Run to the end, from the start or from the newest checkpoint.
+        """Run to the end, from the start or, with ``resume``, from the newest checkpoint if there is one.
 
         Raises:
-            CheckpointError: there is nothing to resume, or it is damaged.
+            CheckpointError: the checkpoint to resume from is damaged, or does not fit the run.
             QuorumError: no worker handed in a usable update for several rounds.
             WorkerError: every worker failed.
         """
         try:
             plans = self.prepare()
-            state = self._resume() if resume else self._initial(plans[0].groups)
+            state = (self._resume if resume else self._initial)(plans[0].groups)
             self._tell.on_start(plans, state.round_index + 1)
             stopped = None
             for plan in plans[state.round_index :]:
@@ -105,7 +106,9 @@ class Engine:
                 if stopped is not None:
                     break
                 state, record = self._round(plan, state)
+                # The history first: on resume a line too many is cut, but a missing one would stay missing.
                 self._tell.on_round(record)
+                self._save(plan, state)
             return self._finish(state, stopped)
         finally:
             self._backend.close()
@@ -114,7 +117,9 @@ class Engine:
 
     def _round(self, plan: RoundPlan, state: RunState) -> tuple[RunState, RoundRecord]:
         began = time.perf_counter()
-        phases: dict[str, float] = {}
+        phases = {
+            "checkpoint": self._checkpoint_s
+        }  # of the round before: a record is told before it is saved
         if plan.groups != state.groups:
             state = self._regroup(plan, state)
         orders = self._orders(plan, state)
@@ -133,18 +138,13 @@ class Engine:
             state = self._keep_best(plan, state, validation)
         phases["evaluate"] = time.perf_counter() - mark
 
-        mark = time.perf_counter()
+        wall_s = self._checkpoint_s + time.perf_counter() - began
         totals = replace(state.totals)
         totals.train_s += phases["train"] + phases["aggregate"]
         totals.sent_bytes += sent
         totals.dense_bytes += sent
-        totals.wall_s += time.perf_counter() - began
+        totals.wall_s += wall_s
         state = replace(state, round_index=plan.index, totals=totals)
-        last = plan.progress[1] == 1.0
-        due = plan.ends_epoch and (plan.epoch % self._checkpoint_every == 0 or last)
-        if self._store is not None and due:
-            self._store.save(plan.index, *pack_state(state, self._backend.worker_states()))
-        phases["checkpoint"] = time.perf_counter() - mark
 
         refused = {r.worker_id for commit in commits for r in commit.rejected}
         record = RoundRecord(
@@ -153,7 +153,7 @@ class Engine:
             progress=plan.progress[1],
             groups=plan.groups,
             scope=plan.scope,
-            wall_s=time.perf_counter() - began,
+            wall_s=wall_s,
             phases=phases,
             workers=tuple(_worker_record(o, plan.groups, refused) for o in outcomes),
             validation=validation,
@@ -161,6 +161,13 @@ class Engine:
             dense_bytes=sent,
         )
         return state, record
+
+    def _save(self, plan: RoundPlan, state: RunState) -> None:
+        began = time.perf_counter()
+        last = plan.progress[1] == 1.0
+        if self._store is not None and plan.ends_epoch and (plan.epoch % self._checkpoint_every == 0 or last):
+            self._store.save(plan.index, *pack_state(state, self._backend.worker_states()))
+        self._checkpoint_s = time.perf_counter() - began
 
     def _orders(self, plan: RoundPlan, state: RunState) -> list[Order]:
         if self._shards is None or self._shards[0] != plan.epoch:
@@ -316,10 +323,13 @@ class Engine:
         server = self._server_states(plan.groups, committed)
         return replace(state, groups=plan.groups, committed=committed, server=server)
 
-    def _resume(self) -> RunState:
-        found = None if self._store is None else self._store.latest()
+    def _resume(self, groups: Groups) -> RunState:
+        if self._store is None:
+            raise CheckpointError("a run without a checkpoint store cannot be resumed; start it anew")
+        found = self._store.latest()
         if found is None:
-            raise CheckpointError("there is no checkpoint to resume from; start the run without --resume")
+            self._tell.on_event(Event("resumed", 0, None, "from the start: no checkpoint was written yet"))
+            return self._initial(groups)
         state, workers = unpack_state(found[1])
         if sorted(workers) != list(range(self.experiment.num_workers)):
             raise CheckpointError(
