@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self, cast
 
@@ -108,7 +109,7 @@ class _EnsembleEstimator(BaseEstimator, ABC):
             if size != "auto":
                 raise ConfigError(f"batch_size must be 'auto' or a number of rows, got {size!r}")
             size = min(128, max(8, -(-num_rows // 4)))
-        return Recipe(**{**vars(recipe), "batch_size": int(size)})
+        return replace(recipe, batch_size=int(size))
 
     def _split(self, examples: Examples, schema: Schema, *, seed: int, calibrate: bool) -> Splits:
         """Rows are held out only if something asks for them."""
