@@ -46,7 +46,7 @@ def seeded(seed: int, *path: int | str, device: torch.device | None = None) -> I
     devices = [device] if device is not None and device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            # Not torch.manual_seed, which also moves the streams of every GPU, and nothing would put them back.
+            # Not torch.manual_seed: it also moves the streams of every GPU, and nothing puts them back.
             torch.random.default_generator.manual_seed(value)
             if devices:
                 with torch.cuda.device(devices[0]):
