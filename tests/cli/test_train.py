@@ -94,6 +94,21 @@ def test_regression_trains_evaluates_and_predicts(hqde, tmp_path):
     assert (tmp_path / "p.csv").read_text().splitlines()[0] == "predicted,std,aleatoric_std,epistemic_std"
 
 
+def test_a_tables_target_is_remembered_from_training(hqde, tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    lines = ["price,u,v"]
+    lines += [f"{100 + a:.4f},{a:.4f},{b:.4f}" for a, b in torch.randn(150, 2, generator=draws).tolist()]
+    (tmp_path / "first.csv").write_text("\n".join(lines) + "\n")
+    options = ("--set", "data.target=price", "--workers", 2, "--epochs", 20, "--out", "run")
+    assert hqde("train", "--data", "first.csv", *options).code == 0
+    named = hqde("evaluate", "run", "--data", "first.csv", "--target", "price", "--format", "json")
+    plain = hqde("evaluate", "run", "--data", "first.csv", "--format", "json")
+    assert json.loads(plain.out) == json.loads(named.out)
+    assert hqde("predict", "run", "--data", "first.csv", "--out", "p.csv").code == 0
+    predicted = [float(row.partition(",")[0]) for row in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    assert 90 < sum(predicted) / len(predicted) < 110
+
+
 def test_groups_of_different_architectures(hqde, table, tmp_path):
     (tmp_path / "mixed.toml").write_text(
         "[run]\nworkers = 2\nepochs = 1\n[topology]\ngroups = 2\n"

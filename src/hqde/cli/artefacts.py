@@ -27,6 +27,14 @@ def open_ensemble(path: Path) -> Ensemble:
     return Ensemble.load(path)
 
 
+def target_for(data: str, ensemble: Ensemble, target: str | None) -> str | None:
+    """The target column of a table: the one asked for, else the one the ensemble was trained on."""
+    if target is not None or Path(data).suffix.lower() not in (".csv", ".parquet") or ":" in data:
+        return target
+    trained_on = ensemble.provenance.get("config", {}).get("data", {}).get("target")
+    return trained_on if isinstance(trained_on, str) else None
+
+
 def rows_for(path: Path, ensemble: Ensemble, data: str | None, target: str | None) -> Examples:
     """Labelled rows: those of ``--data``, or the run's own test split when it is left out.
 
@@ -34,7 +42,7 @@ def rows_for(path: Path, ensemble: Ensemble, data: str | None, target: str | Non
         ConfigError: ``--data`` is left out, but ``path`` is no run that could know its test split.
     """
     if data is not None:
-        return load_rows(data, schema=ensemble.schema, target=target)
+        return load_rows(data, schema=ensemble.schema, target=target_for(data, ensemble, target))
     run = RunDirectory(path)
     if not run.config_file.is_file():
         raise ConfigError(f"{path} is an artefact, which does not know its data; name them with --data")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from hqde.cli.artefacts import open_ensemble
+from hqde.cli.artefacts import open_ensemble, target_for
 from hqde.cli.console import Format, FormatOption, out, print_json
 from hqde.data import load_inputs
 from hqde.ensemble import Ensemble
@@ -42,6 +42,7 @@ def predict(
     if not out_file.parent.is_dir():
         raise ConfigError(f"there is no directory {out_file.parent} to write {out_file.name} in")
     ensemble = open_ensemble(path)
+    target = target_for(data, ensemble, target)
     columns = prediction_columns(ensemble, load_inputs(data, schema=ensemble.schema, target=target))
     draft = out_file.with_name(f".{out_file.name}.new{out_file.suffix}")
     _write(draft, columns)
