@@ -139,7 +139,7 @@ def _summary(directory: RunDirectory, metrics: dict[str, Any]) -> None:
         f"{cost['worker_samples_per_s']:,.0f} worker-samples/s",
         soft_wrap=True,
     )
-    faults = {name: count for name, count in metrics["faults"].items() if count}
+    faults = {name: count for name, count in metrics["faults"].items() if count and name != "restarts"}
     if faults:
         listed = ", ".join(f"{count} {name}" for name, count in faults.items())
         out.print(f"not everything went well: {listed}; see {directory.events_file}", soft_wrap=True)
