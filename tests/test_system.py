@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from hqde.aggregation import Adaptive, FedAvg, Momentum
 from hqde.config import build_config, load_tree
 from hqde.data import Dirichlet, TensorExamples, make_splits
 from hqde.ensemble import Ensemble
 from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, RunError
-from hqde.rounds import Adaptive, Event, FedAvg, GroupSettings, Listeners, Momentum, RoundRecord
+from hqde.rounds import Event, GroupSettings, Listeners, RoundRecord
 from hqde.system import HQDESystem, create_hqde_system
 from hqde.system.settings import read_aggregation
 from hqde.topology import Topology

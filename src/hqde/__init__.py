@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hqde.aggregation import Adaptive, FedAvg, Momentum
     from hqde.data import (
         Augmentation,
         Bootstrap,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from hqde.errors import HqdeError
     from hqde.estimators import HQDEClassifier, HQDERegressor
     from hqde.models import ModelSpec, model_spec
-    from hqde.rounds import Adaptive, FedAvg, GroupSettings, Momentum
+    from hqde.rounds import GroupSettings
     from hqde.system import HQDESystem, create_hqde_system
     from hqde.topology import Topology
     from hqde.training import Diversity, Recipe
@@ -72,6 +73,7 @@ __all__ = [
 __version__ = version("hqde")
 
 _NAMES_BY_ROOM = {
+    "aggregation": ("Adaptive", "FedAvg", "Momentum"),
     "data": (
         "Augmentation",
         "Bootstrap",
@@ -87,7 +89,7 @@ _NAMES_BY_ROOM = {
     "errors": ("HqdeError",),
     "estimators": ("HQDEClassifier", "HQDERegressor"),
     "models": ("ModelSpec", "model_spec"),
-    "rounds": ("Adaptive", "FedAvg", "GroupSettings", "Momentum"),
+    "rounds": ("GroupSettings",),
     "system": ("HQDESystem", "create_hqde_system"),
     "topology": ("Topology",),
     "training": ("Diversity", "Recipe"),

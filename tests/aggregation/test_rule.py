@@ -62,7 +62,7 @@ def test_rows_and_their_shares_may_be_permuted(case, seed):
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     one, other = Mean()(rows, shares), Mean()(rows[order], shares[order])
     torch.testing.assert_close(one.value, other.value, rtol=1e-12, atol=1e-9)
-    assert torch.equal(one.weights[order], other.weights)
+    assert torch.equal(one.decision.weights[order], other.decision.weights)
 
 
 @settings(deadline=None)
@@ -121,8 +121,8 @@ def test_what_the_mean_reports_of_itself():
     shares = torch.tensor([0.25, 0.75])
     found = Mean()(torch.eye(2), shares)
     assert isinstance(found, Aggregate)
-    assert torch.equal(found.weights, shares)
-    assert (found.rejected, found.iterations, found.converged) == ({}, 0, True)
+    assert torch.equal(found.decision.weights, shares)
+    assert (found.decision.rejected, found.decision.iterations, found.decision.converged) == ({}, 0, True)
     assert repr(Mean()) == "Mean()"
 
 
@@ -135,8 +135,11 @@ HALVES = torch.tensor([0.5, 0.5])
         (torch.zeros(2), HALVES, r"rows of shape \(n, d\) with n >= 1, got \(2,\)"),
         (torch.zeros(0, 3), torch.zeros(0), r"rows of shape \(n, d\) with n >= 1, got \(0, 3\)"),
         (torch.zeros(2, 3, 1), HALVES, r"rows of shape \(n, d\) with n >= 1, got \(2, 3, 1\)"),
-        (torch.zeros(2, 3, dtype=torch.int64), HALVES, "floating rows, got torch.int64"),
-        (torch.zeros(2, 3, dtype=torch.complex64), HALVES, "floating rows, got torch.complex64"),
+        (torch.zeros(2, 3, dtype=torch.int64), HALVES, "one floating dtype, got torch.int64"),
+        (torch.zeros(2, 3, dtype=torch.complex64), HALVES, "one floating dtype, got torch.complex64"),
+        ([torch.zeros(3), torch.zeros(2)], HALVES, r"rows of shapes \[\(2,\), \(3,\)\]"),
+        ([torch.zeros(3), torch.zeros(3).double()], HALVES, "one floating dtype"),
+        ([], torch.zeros(0), "n >= 1"),
         (torch.zeros(2, 3), torch.tensor([1.0]), r"2 rows need as many shares, got \(1,\)"),
         (torch.zeros(2, 3), HALVES.unsqueeze(1), r"2 rows need as many shares, got \(2, 1\)"),
         (torch.zeros(2, 3), torch.tensor([0.5, 0.4]), "a sum of 0.9"),

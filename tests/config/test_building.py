@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from hqde.aggregation import Momentum
 from hqde.config import Config, build_config, build_experiment, load_data, resolve
 from hqde.data import Bootstrap, Dirichlet, Splits, TensorExamples, make_splits
 from hqde.ensemble import LogPoolCombiner
 from hqde.errors import ConfigError, DataError
-from hqde.rounds import Experiment, Momentum
+from hqde.rounds import Experiment
 from hqde.training import Recipe
 
 

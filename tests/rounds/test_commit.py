@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hqde.aggregation import Aggregate, Mean, Update
+from hqde.aggregation import Adaptive, Decision, FedAvg, Mean, Momentum, Rule, Update
 from hqde.backends import LocalBackend
 from hqde.rounds.commit import Commit, average_groups, commit_group, shares_of
-from hqde.rounds.server import Adaptive, FedAvg, Momentum
 from hqde.weights import Layout, Weights
 
 LAYOUT = Layout.of(nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2)))
@@ -156,11 +155,17 @@ def test_nothing_that_is_given_is_changed():
 
 
 @dataclass(frozen=True)
-class DropsTheLast:
+class DropsTheLast(Rule):
     """A rule that leaves out its last row, and says so."""
 
-    def __call__(self, rows: Tensor, shares: Tensor) -> Aggregate:
-        return Aggregate(rows[:-1].mean(0), rejected={len(rows) - 1: "it stands last"})
+    basis = "columns"
+    name = "drops_the_last"
+
+    def decide(self, gram, shares):
+        return Decision(rejected={len(shares) - 1: "it stands last"})
+
+    def combine(self, rows, decision):
+        return torch.stack(list(rows[:-1])).mean(0)
 
 
 def test_what_a_rule_leaves_out_is_reported_by_worker():

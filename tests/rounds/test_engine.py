@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hqde.aggregation import Momentum
 from hqde.backends import LocalBackend
 from hqde.checkpoints import CheckpointStore
 from hqde.data import Replicate, Split
 from hqde.errors import CheckpointError, NonFiniteError, QuorumError, WorkerError
-from hqde.rounds import Engine, GroupSettings, Momentum
+from hqde.rounds import Engine, GroupSettings
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe, Worker

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hqde.aggregation.update import Update
+from hqde.aggregation.update import RemoteDelta, Update, count_nonfinite
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,15 @@ def admit(
 def _fault(update: Update, round_index: int, size: int, num_integers: int) -> str | None:
     if update.round_index != round_index:
         return f"its update belongs to round {update.round_index}, not {round_index}"
-    if update.delta.shape != (size,) or not update.delta.is_floating_point():
-        return (
-            f"its delta is {update.delta.dtype} of {tuple(update.delta.shape)}, expected floating ({size},)"
-        )
+    delta = update.delta
+    if delta.shape != (size,) or not delta.dtype.is_floating_point:
+        return f"its delta is {delta.dtype} of {tuple(delta.shape)}, expected floating ({size},)"
     if update.integers.shape != (num_integers,) or update.integers.dtype != torch.int64:
         found = f"{update.integers.dtype} of {tuple(update.integers.shape)}"
         return f"its integer buffers are {found}, expected torch.int64 ({num_integers},)"
-    if not bool(torch.isfinite(update.delta.sum())):  # one pass; a finite sum has finite terms
-        bad = int((~torch.isfinite(update.delta)).sum())
-        if bad:
-            return f"{bad} of {size} elements of its delta are not finite"
+    bad = delta.num_nonfinite if isinstance(delta, RemoteDelta) else count_nonfinite(delta)
+    if bad:
+        return f"{bad} of {size} elements of its delta are not finite"
     if update.num_samples > 0 and not math.isfinite(update.loss):
         return f"its training loss is {update.loss}"
     return None

@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RemoteDelta:
+    """A delta that stays where its worker put it. Only the backend that handed it out can read it.
+
+    Attributes:
+        size, dtype: of the vector.
+        num_nonfinite: elements that are NaN or infinite, counted where the vector is.
+        handle: whatever the backend needs to find it.
+    """
+
+    size: int
+    dtype: torch.dtype
+    num_nonfinite: int
+    handle: Any
+
+    @property
+    def shape(self) -> tuple[int]:
+        """``(size,)``."""
+        return (self.size,)
+
+
+Delta: TypeAlias = Tensor | RemoteDelta
+
+
+def count_nonfinite(vector: Tensor) -> int:
+    """How many elements are NaN or infinite; one pass over the vector when there are none.
+
+    >>> count_nonfinite(torch.tensor([1.0, float("nan")]))
+    1
+    """
+    if bool(torch.isfinite(vector.sum())):  # a finite sum has finite terms
+        return 0
+    return int((~torch.isfinite(vector)).sum())
 
 
 @dataclass(frozen=True)
@@ -30,7 +67,7 @@ class Update:
     worker_id: int
     round_index: int
     attempt: int
-    delta: Tensor
+    delta: Delta
     integers: Tensor
     num_samples: int
     loss: float

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from hqde.aggregation import Aggregate, Rule, Update
+from hqde.aggregation import Combination, Combined, Update
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.training import Order, WorkerSpec, WorkerState
@@ -63,8 +63,8 @@ class Backend(Protocol):
         """Carry out one order per worker and yield one outcome for each, in any order."""
         ...
 
-    def aggregate(self, rule: Rule, rows: Sequence[Tensor], shares: Tensor) -> Aggregate:
-        """Apply a rule to ``rows``, each ``(d,)``, in the order given."""
+    def combine(self, task: Combination) -> Combined:
+        """Make new weights of a group's admitted rows; the same bits as ``aggregation.combine``."""
         ...
 
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:

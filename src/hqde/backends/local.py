@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from hqde.aggregation import Aggregate, Rule
+from hqde.aggregation import Combination, Combined, combine
 from hqde.backends.base import Failure, Outcome, StepReport
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
@@ -53,9 +52,9 @@ class LocalBackend:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 yield Failure(order.worker_id, order.round_index, order.attempt, reason)
 
-    def aggregate(self, rule: Rule, rows: Sequence[Tensor], shares: Tensor) -> Aggregate:
-        """Apply the rule here and now."""
-        return rule(torch.stack(list(rows)), shares)
+    def combine(self, task: Combination) -> Combined:
+        """Combine here and now."""
+        return combine(task)
 
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
         """Let the members predict one after the other."""

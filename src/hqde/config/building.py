@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from hqde.aggregation import make_server_optimizer
 from hqde.config.settings import Config, GroupConfig
 from hqde.data import Splits, load_splits, make_partitioner
 from hqde.ensemble import make_combiner
 from hqde.models import ModelSpec, model_spec
-from hqde.rounds import Experiment, GroupSettings, make_server_optimizer
+from hqde.rounds import Experiment, GroupSettings
 from hqde.training import Recipe, resolve_device
 
 

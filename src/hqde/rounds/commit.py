@@ -1,4 +1,4 @@
-"""From a group's updates to its new weights. Pure but for the backend that runs the rule."""
+"""From a group's updates to its new weights. Pure but for the backend that combines the rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from hqde.aggregation import Aggregate, Mean, Rejection, Rule, Update, admit
+from hqde.aggregation import (
+    Combination,
+    Decision,
+    Mean,
+    Rejection,
+    Rule,
+    ServerOptimizer,
+    ServerState,
+    Update,
+    admit,
+    shares_of,
+)
 from hqde.backends import Backend
-from hqde.rounds.server import ServerOptimizer, ServerState
 from hqde.weights import Layout, Weights
 
 
@@ -53,13 +62,20 @@ def commit_group(
     if not admitted:
         return Commit(base, server_state, 0, tuple(refused))
     samples = [update.num_samples for update in admitted]
-    aggregate = backend.aggregate(rule, [update.delta for update in admitted], shares_of(samples))
-    refused += _refused_by_rule(aggregate, admitted)
-    cut = layout.num_parameters
-    step, server_state = server.update(aggregate.value[:cut], server_state)
-    vector = torch.cat([base.vector[:cut] + step, base.vector[cut:] + aggregate.value[cut:]])
+    combined = backend.combine(
+        Combination(
+            rows=[update.delta for update in admitted],
+            shares=shares_of(samples),
+            rule=rule,
+            server=server,
+            base=base.vector,
+            state=server_state,
+            num_parameters=layout.num_parameters,
+        )
+    )
+    refused += _refused_by_rule(combined.decision, admitted)
     integers = torch.stack([update.integers for update in admitted]).amax(dim=0)
-    return Commit(Weights(vector, integers), server_state, sum(samples), tuple(refused))
+    return Commit(Weights(combined.vector, integers), combined.state, sum(samples), tuple(refused))
 
 
 def average_groups(commits: Sequence[Commit]) -> Weights:
@@ -77,15 +93,5 @@ def average_groups(commits: Sequence[Commit]) -> Weights:
     return Weights(centre + mean, integers)
 
 
-def shares_of(samples: Sequence[int]) -> Tensor:
-    """Sample counts as ``(n,)`` float64 shares that sum to 1.
-
-    >>> shares_of([1, 3])
-    tensor([0.2500, 0.7500], dtype=torch.float64)
-    """
-    counts = torch.tensor(samples, dtype=torch.float64)
-    return counts / counts.sum()
-
-
-def _refused_by_rule(aggregate: Aggregate, admitted: Sequence[Update]) -> list[Rejection]:
-    return [Rejection(admitted[row].worker_id, reason) for row, reason in aggregate.rejected.items()]
+def _refused_by_rule(decision: Decision, admitted: Sequence[Update]) -> list[Rejection]:
+    return [Rejection(admitted[row].worker_id, reason) for row, reason in decision.rejected.items()]

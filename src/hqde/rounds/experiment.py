@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Mean, Rule
+from hqde.aggregation import FedAvg, Mean, Rule, ServerOptimizer
 from hqde.data import (
     Augmentation,
     Normalization,
@@ -22,7 +22,6 @@ from hqde.data import (
 from hqde.ensemble import Combiner, MeanCombiner
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.models import ModelSpec
-from hqde.rounds.server import FedAvg, ServerOptimizer
 from hqde.seeding import generator, seeded
 from hqde.topology import RoundPlan, Topology, branch_epoch, plan_rounds
 from hqde.training import Diversity, Recipe, Schedule, WorkerSpec, count_batches

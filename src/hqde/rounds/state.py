@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from hqde.aggregation import ServerState
 from hqde.checkpoints import Bundle
 from hqde.errors import CheckpointError
 from hqde.rounds.events import Totals
-from hqde.rounds.server import ServerState
 from hqde.topology import Groups
 from hqde.training import WorkerState
 from hqde.weights import Weights

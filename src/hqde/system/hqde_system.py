@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from hqde.aggregation import ServerOptimizer
 from hqde.backends import make_backend
 from hqde.config import build_config, changed_settings, dump_config, load_tree
 from hqde.data import Augmentation, Partitioner, Replicate, Splits, Task, make_partitioner
@@ -25,7 +26,6 @@ from hqde.rounds import (
     Listeners,
     RoundLog,
     RunDirectory,
-    ServerOptimizer,
     final_metrics,
     train_run,
 )

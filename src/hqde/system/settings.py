@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+from hqde.aggregation import Adaptive, FedAvg, Momentum, ServerOptimizer, make_server_optimizer
 from hqde.config import (
     Config,
     DataSettings,
@@ -19,12 +20,7 @@ from hqde.data import Bootstrap, Dirichlet, Iid, Partitioner, Replicate, Split
 from hqde.errors import ConfigError, did_you_mean
 from hqde.models import BUILT_IN
 from hqde.rounds import (
-    Adaptive,
     Experiment,
-    FedAvg,
-    Momentum,
-    ServerOptimizer,
-    make_server_optimizer,
 )
 
 Buffers = Literal["average", "local"]

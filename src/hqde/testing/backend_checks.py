@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hqde.aggregation import Mean, Update
+from hqde.aggregation import Combination, FedAvg, Mean, Update
 from hqde.backends import Backend, Failure, LocalBackend
 from hqde.data import TensorExamples, make_splits
 from hqde.models import model_spec
@@ -112,13 +112,15 @@ def check_a_failing_worker_is_a_value(make: MakeBackend) -> None:
     assert failed == [1], f"worker 1 should have failed, failed: {failed}"
 
 
-def check_aggregates(make: MakeBackend) -> None:
-    """``aggregate`` applies the rule to the rows in the order given."""
+def check_combines(make: MakeBackend) -> None:
+    """``combine`` applies the rule to the rows in the order given, and the server optimizer to parameters only."""
     backend = _started(make(), small_experiment())
     rows = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])]
-    value = backend.aggregate(Mean(), rows, torch.tensor([0.25, 0.75])).value
+    shares = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    task = Combination(rows, shares, Mean(), FedAvg(0.5), torch.ones(2), {}, num_parameters=1)
+    vector = backend.combine(task).vector
     backend.close()
-    assert value.tolist() == [2.5, 5.0]
+    assert vector.tolist() == [1.0 + 0.5 * 2.5, 1.0 + 5.0]
 
 
 def check_closes_twice(make: MakeBackend) -> None:
@@ -135,7 +137,7 @@ BACKEND_CHECKS: tuple[Callable[[MakeBackend], None], ...] = (
     check_one_outcome_per_order,
     check_states_continue,
     check_a_failing_worker_is_a_value,
-    check_aggregates,
+    check_combines,
     check_closes_twice,
 )
 

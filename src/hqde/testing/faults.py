@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Aggregate, Rule, Update
+from hqde.aggregation import Combination, Combined, Update
 from hqde.backends import Backend, Failure, Outcome, StepReport
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
@@ -77,9 +77,9 @@ class FaultyBackend:
             self.injected[fault.kind] += 1
             yield from _spoil(outcome, fault)
 
-    def aggregate(self, rule: Rule, rows: Sequence[Tensor], shares: Tensor) -> Aggregate:
+    def combine(self, task: Combination) -> Combined:
         """Pass on."""
-        return self.inner.aggregate(rule, rows, shares)
+        return self.inner.combine(task)
 
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
         """Pass on."""

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hqde.aggregation.server import SERVER_OPTIMIZERS, Adaptive, FedAvg, Momentum, make_server_optimizer
 from hqde.errors import ConfigError
-from hqde.rounds.server import SERVER_OPTIMIZERS, Adaptive, FedAvg, Momentum, make_server_optimizer
 
 DELTAS = ([2.0, -1.0], [1.0, 3.0], [-4.0, 0.0])
 EVERY_ONE = [make_server_optimizer(name) for name in SERVER_OPTIMIZERS]

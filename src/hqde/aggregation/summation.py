@@ -1,0 +1,64 @@
+"""Weighted sums of rows whose bits do not depend on how the work was cut up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+# Columns per pass: all partial sums of a pass stay in a core's cache, so each row is read from memory once.
+CHUNK = 1 << 15
+
+
+def weighted_sum(rows: Sequence[Tensor] | Tensor, weights: Sequence[float]) -> Tensor:
+    """Σᵢ weightᵢ · rowᵢ, added up along a fixed binary tree over the positions of the rows.
+
+    The tree is that of ``add_pairwise``: a sum over any aligned block of 2ᵏ rows is one of its nodes. So partial
+    sums made elsewhere, over blocks of 2ᵏ rows or over slices of columns, give the same bits.
+
+    Args:
+        rows: n vectors ``(d,)`` of one floating dtype; never mutated.
+        weights: n numbers.
+
+    Returns:
+        ``(d,)``.
+
+    Example:
+        >>> weighted_sum(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), [0.5, 0.5])
+        tensor([2., 4.])
+    """
+    total = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
+    for begin in range(0, len(total), CHUNK):
+        columns = slice(begin, begin + CHUNK)
+        terms = (row[columns] * weight for row, weight in zip(rows, weights, strict=True))
+        total[columns] = add_pairwise(terms)
+    return total
+
+
+def add_pairwise(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors along a binary tree: neighbours first, then neighbouring pairs, and so on.
+
+    Terms may be overwritten. Of n terms at most log₂ n + 1 are held at a time.
+
+    Raises:
+        ValueError: there is no term.
+
+    Example:
+        >>> big = torch.tensor([1e8])
+        >>> add_pairwise([big.clone(), -big, torch.tensor([0.5]), torch.tensor([0.5])])
+        tensor([1.])
+    """
+    pending: list[tuple[int, Tensor]] = []  # (height, sum), heights falling: the counter's binary digits
+    for term in terms:
+        height, total = 0, term
+        while pending and pending[-1][0] == height:
+            total = pending.pop()[1].add_(total)
+            height += 1
+        pending.append((height, total))
+    if not pending:
+        raise ValueError("there is nothing to add")
+    total = pending.pop()[1]
+    while pending:
+        total = pending.pop()[1].add_(total)
+    return total
