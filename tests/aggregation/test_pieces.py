@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -62,7 +63,7 @@ def test_gram_parts_of_any_shards_in_any_order_give_the_same_bits(blocks, cuts, 
     bounds = [0, *sorted(c for c in cuts if c < blocks), blocks]
     parts = [
         gram_parts([row[a * BLOCK : b * BLOCK] for row in rows], first_block=a)
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        for a, b in itertools.pairwise(bounds)
     ]
     random.Random(seed).shuffle(parts)
     half = len(parts) // 2

@@ -11,16 +11,16 @@ from torch import Tensor
 BLOCK = 1 << 14
 
 GramParts = dict[tuple[int, int], Tensor]
-"""Partial Gram matrices ``(n, n)`` float64 by (height, index): the node of a binary tree over blocks that covers
-the blocks from ``index · 2^height`` up to, not including, ``(index + 1) · 2^height``."""
+"""Partial Gram matrices ``(n, n)`` float64 by (height, index): the node of a binary tree over blocks that
+covers the blocks from ``index · 2^height`` up to, not including, ``(index + 1) · 2^height``."""
 
 
 def gram_parts(rows: Sequence[Tensor] | Tensor, *, first_block: int = 0) -> GramParts:
     """The centred Gram matrix of some columns: inner products of rows minus their mean.
 
     Args:
-        rows: n vectors ``(c,)``: the columns from ``first_block · BLOCK`` on; all but the last slice of a vector
-            must be whole blocks long.
+        rows: n vectors ``(c,)``: the columns from ``first_block · BLOCK`` on; all but the last slice of a
+            vector must be whole blocks long.
         first_block: position of the first column, in blocks.
 
     Returns:

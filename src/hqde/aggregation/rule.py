@@ -22,7 +22,7 @@ class Decision:
     """What a rule decides once, about the rows as wholes.
 
     Attributes:
-        weights: ``(n,)`` float64 weight given to each row, summing to 1; ``None`` where a rule has no row weights.
+        weights: ``(n,)`` float64 weight given to each row, summing to 1; ``None`` where a rule has none.
         rejected: positions of rows the rule left out, with the reason.
         iterations: steps of an iterative rule; 0 for closed forms.
         converged: an iterative rule reached its tolerance.
@@ -54,7 +54,7 @@ class Rule(ABC):
     ``decide`` looks at the rows as wholes, once; ``combine`` turns any slice of columns into its part of the
     value. ``basis`` says what the decision needs:
 
-    - ``"shares"``: nothing but the shares, and ``combine`` is a weighted sum: the rule may be added up in a tree;
+    - ``"shares"``: nothing but the shares, and ``combine`` is a weighted sum, which a tree may add up;
     - ``"gram"``: the centred Gram matrix, summed over all columns;
     - ``"columns"``: nothing; every coordinate is combined by itself.
     """
@@ -64,7 +64,7 @@ class Rule(ABC):
 
     @abstractmethod
     def decide(self, gram: Tensor | None, shares: Tensor) -> Decision:
-        """Decide from the Gram matrix ``(n, n)`` float64 (``None`` unless ``basis`` is ``"gram"``) and the shares."""
+        """Decide from the Gram matrix ``(n, n)`` float64 (``None`` unless that is the basis) and the shares."""
 
     @abstractmethod
     def combine(self, rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:

@@ -14,8 +14,8 @@ CHUNK = 1 << 15
 def weighted_sum(rows: Sequence[Tensor] | Tensor, weights: Sequence[float]) -> Tensor:
     """Σᵢ weightᵢ · rowᵢ, added up along a fixed binary tree over the positions of the rows.
 
-    The tree is that of ``add_pairwise``: a sum over any aligned block of 2ᵏ rows is one of its nodes. So partial
-    sums made elsewhere, over blocks of 2ᵏ rows or over slices of columns, give the same bits.
+    The tree is that of ``add_pairwise``: a sum over any aligned block of 2ᵏ rows is one of its nodes. So
+    partial sums made elsewhere, over blocks of 2ᵏ rows or over slices of columns, give the same bits.
 
     Args:
         rows: n vectors ``(d,)`` of one floating dtype; never mutated.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from hqde.aggregation import Combination, Combined, Update
+from hqde.aggregation import Combination, Combined, Delta, Update
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.training import Order, WorkerSpec, WorkerState
@@ -61,6 +61,10 @@ class Backend(Protocol):
 
     def train(self, orders: Sequence[Order], *, on_step: StepReport | None = None) -> Iterator[Outcome]:
         """Carry out one order per worker and yield one outcome for each, in any order."""
+        ...
+
+    def fetch(self, delta: Delta) -> Tensor:
+        """A delta that ``train`` handed out, ``(d,)``, in this process."""
         ...
 
     def combine(self, task: Combination) -> Combined:

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from hqde.aggregation import Combination, Combined, combine
+from hqde.aggregation import Combination, Combined, Delta, combine
 from hqde.backends.base import Failure, Outcome, StepReport
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
@@ -51,6 +51,11 @@ class LocalBackend:
             except Exception as error:  # noqa: BLE001 - the user's model may raise anything; the engine decides
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 yield Failure(order.worker_id, order.round_index, order.attempt, reason)
+
+    def fetch(self, delta: Delta) -> Tensor:
+        """It is here already."""
+        assert isinstance(delta, Tensor)
+        return delta
 
     def combine(self, task: Combination) -> Combined:
         """Combine here and now."""

@@ -7,8 +7,10 @@ Each check takes a function that makes a backend, and asserts. A new backend is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from hqde.aggregation import Combination, FedAvg, Mean, Update
 from hqde.backends import Backend, Failure, LocalBackend
@@ -91,11 +93,11 @@ def check_states_continue(make: MakeBackend) -> None:
     backend = _started(make(), experiment)
     list(backend.train(first))
     states = dict(backend.worker_states())
-    expected = _updates(list(backend.train(second)))
+    expected = _updates(backend, second)
     backend.close()
     again = _started(make(), experiment)
     again.load_worker_states(states, {order.worker_id: order.start for order in second})
-    actual = _updates(list(again.train(second)))
+    actual = _updates(again, second)
     again.close()
     _assert_same(actual, expected)
 
@@ -113,7 +115,7 @@ def check_a_failing_worker_is_a_value(make: MakeBackend) -> None:
 
 
 def check_combines(make: MakeBackend) -> None:
-    """``combine`` applies the rule to the rows in the order given, and the server optimizer to parameters only."""
+    """``combine`` applies the rule to rows in the order given, the server optimizer to parameters only."""
     backend = _started(make(), small_experiment())
     rows = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])]
     shares = torch.tensor([0.25, 0.75], dtype=torch.float64)
@@ -150,19 +152,24 @@ def _started(backend: Backend, experiment: Experiment) -> Backend:
 def _trained(backend: Backend, experiment: Experiment, *, reverse: bool = False) -> list[Update]:
     _started(backend, experiment)
     orders = orders_of(experiment)
-    updates = _updates(list(backend.train(orders[::-1] if reverse else orders)))
+    updates = _updates(backend, orders[::-1] if reverse else orders)
     backend.close()
     return updates
 
 
-def _updates(outcomes: Sequence[object]) -> list[Update]:
-    return sorted((o for o in outcomes if isinstance(o, Update)), key=lambda update: update.worker_id)
+def _updates(backend: Backend, orders: Sequence[Order]) -> list[Update]:
+    """What the workers hand in, by worker, with the deltas fetched."""
+    found = [o for o in backend.train(orders) if isinstance(o, Update)]
+    fetched = [replace(update, delta=backend.fetch(update.delta).clone()) for update in found]
+    return sorted(fetched, key=lambda update: update.worker_id)
 
 
 def _assert_same(actual: Sequence[Update], expected: Sequence[Update]) -> None:
     assert len(actual) == len(expected), f"{len(actual)} updates instead of {len(expected)}"
     for left, right in zip(actual, expected, strict=True):
         assert left.worker_id == right.worker_id
+        assert isinstance(left.delta, Tensor)
+        assert isinstance(right.delta, Tensor)
         assert torch.equal(left.delta, right.delta), f"worker {left.worker_id}: other bits"
         assert torch.equal(left.integers, right.integers)
         assert (left.loss, left.accuracy, left.num_samples) == (right.loss, right.accuracy, right.num_samples)

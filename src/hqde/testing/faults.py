@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Combination, Combined, Update
+from hqde.aggregation import Combination, Combined, Delta, Update
 from hqde.backends import Backend, Failure, Outcome, StepReport
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
@@ -75,7 +75,11 @@ class FaultyBackend:
                 yield outcome
                 continue
             self.injected[fault.kind] += 1
-            yield from _spoil(outcome, fault)
+            yield from _spoil(replace(outcome, delta=self.inner.fetch(outcome.delta).clone()), fault)
+
+    def fetch(self, delta: Delta) -> Tensor:
+        """Pass on."""
+        return self.inner.fetch(delta)
 
     def combine(self, task: Combination) -> Combined:
         """Pass on."""
@@ -106,9 +110,9 @@ def _spoil(update: Update, fault: Fault) -> Iterator[Outcome]:
     elif fault.kind == "nan_loss":
         yield replace(update, loss=float("nan"))
     elif fault.kind == "nan_delta":
-        delta = update.delta.clone()
-        delta[len(delta) // 2] = torch.nan
-        yield replace(update, delta=delta)
+        assert isinstance(update.delta, Tensor)
+        update.delta[len(update.delta) // 2] = torch.nan
+        yield update
     elif fault.kind == "stale":
         yield replace(update, round_index=update.round_index - 1)
     else:
