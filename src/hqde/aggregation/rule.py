@@ -64,7 +64,7 @@ class Rule(ABC):
 
     @abstractmethod
     def decide(self, gram: Tensor | None, shares: Tensor) -> Decision:
-        """Decide from the Gram matrix ``(n, n)`` float64 (``None`` unless that is the basis) and the shares."""
+        """Decide from the Gram matrix ``(n, n)`` float64 (``None`` unless the basis) and the shares."""
 
     @abstractmethod
     def combine(self, rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
