@@ -123,8 +123,17 @@ def check_rows(rows: Sequence[Tensor] | Tensor, shares: Tensor) -> None:
     dtypes = {row.dtype for row in rows}
     if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
         raise PreconditionError(f"a rule needs rows of one floating dtype, got {', '.join(map(str, dtypes))}")
-    if shares.shape != (len(rows),):
-        raise PreconditionError(f"{len(rows)} rows need as many shares, got {tuple(shares.shape)}")
+    check_shares(len(rows), shares)
+
+
+def check_shares(num_rows: int, shares: Tensor) -> None:
+    """Refuse shares that are not ``num_rows`` non-negative numbers with the sum 1.
+
+    Raises:
+        PreconditionError: the sentence says what does not fit.
+    """
+    if shares.shape != (num_rows,):
+        raise PreconditionError(f"{num_rows} rows need as many shares, got {tuple(shares.shape)}")
     total = float(shares.sum())
     if not abs(total - 1.0) <= 1e-6 or not bool((shares >= 0).all()):  # written so that NaN is refused
         raise PreconditionError(

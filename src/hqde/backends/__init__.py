@@ -1,17 +1,24 @@
 """Where workers live: the protocol, and the backends that keep it."""
 
-from hqde.backends.base import Backend, Failure, Outcome, StepReport
+from hqde.backends.base import Backend, Failure, Outcome, StepReport, Supervisor
 from hqde.backends.local import LocalBackend
+from hqde.backends.ray_settings import RaySettings
 from hqde.errors import ConfigError, did_you_mean
 
-BACKENDS = ("local",)
+BACKENDS = ("local", "ray")
 
 
-def make_backend(name: str) -> Backend:
+def make_backend(name: str, *, ray: RaySettings | None = None, threads: int = 0) -> Backend:
     """A backend by name.
+
+    Args:
+        name: ``local`` or ``ray``.
+        ray: settings of the latter.
+        threads: torch threads of each worker on Ray; 0 follows from its CPUs.
 
     Raises:
         ConfigError: no such backend.
+        MissingExtraError: Ray is not installed.
 
     Example:
         >>> make_backend("local").name
@@ -19,7 +26,21 @@ def make_backend(name: str) -> Backend:
     """
     if name == "local":
         return LocalBackend()
+    if name == "ray":
+        from hqde.backends.on_ray import RayBackend  # imported by those who ask for it alone
+
+        return RayBackend(ray, threads=threads)
     raise ConfigError(f"unknown backend '{name}'; {did_you_mean(name, BACKENDS)}")
 
 
-__all__ = ["BACKENDS", "Backend", "Failure", "LocalBackend", "Outcome", "StepReport", "make_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Failure",
+    "LocalBackend",
+    "Outcome",
+    "RaySettings",
+    "StepReport",
+    "Supervisor",
+    "make_backend",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -22,16 +22,35 @@ class Failure:
     Attributes:
         worker_id, round_index, attempt: of the order that failed.
         reason: one sentence.
+        kind: ``raised`` (the model or the data raised), ``died`` (its process or machine is gone), ``late``
+            (past its deadline), ``memory`` (out of memory), ``corrupted`` (what arrived is not what was sent).
     """
 
     worker_id: int
     round_index: int
     attempt: int
     reason: str
+    kind: Literal["raised", "died", "late", "memory", "corrupted"] = "raised"
 
 
 Outcome = Update | Failure
 StepReport = Callable[[int, int, int], None]  # worker id, batches done, batches in the round
+
+
+class Supervisor(Protocol):
+    """What the engine lets a backend decide while a round is under way: patience, and second attempts."""
+
+    def patience_s(self, order: Order) -> float | None:
+        """Seconds after its start at which an order counts as late; ``None`` while nothing is known."""
+        ...
+
+    def on_arrival(self, order: Order, seconds: float) -> None:
+        """An update for ``order`` came in ``seconds`` after the order began."""
+        ...
+
+    def retries(self, failure: Failure) -> bool:
+        """Whether the worker is put back to where its round began and given the order again."""
+        ...
 
 
 class Backend(Protocol):
@@ -59,8 +78,19 @@ class Backend(Protocol):
         """The flat layout of a worker's model."""
         ...
 
-    def train(self, orders: Sequence[Order], *, on_step: StepReport | None = None) -> Iterator[Outcome]:
-        """Carry out one order per worker and yield one outcome for each, in any order."""
+    def train(
+        self,
+        orders: Sequence[Order],
+        *,
+        on_step: StepReport | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> Iterator[Outcome]:
+        """Carry out one order per worker and yield one outcome for each, in any order.
+
+        A backend that can put a worker back to where its round began asks the supervisor what to do with a
+        late or failed one, and yields the outcome of the last attempt; without a supervisor every order is
+        tried once, for as long as it takes.
+        """
         ...
 
     def fetch(self, delta: Delta) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from hqde.aggregation import Combination, Combined, Delta, combine
-from hqde.backends.base import Failure, Outcome, StepReport
+from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.errors import HqdeError
@@ -40,7 +40,13 @@ class LocalBackend:
         """The flat layout of a worker's model."""
         return self._workers[worker_id].layout
 
-    def train(self, orders: Sequence[Order], *, on_step: StepReport | None = None) -> Iterator[Outcome]:
+    def train(
+        self,
+        orders: Sequence[Order],
+        *,
+        on_step: StepReport | None = None,
+        supervisor: Supervisor | None = None,  # noqa: ARG002 - nobody can be put back
+    ) -> Iterator[Outcome]:
         """Carry out the orders one after the other; an exception in a worker becomes a ``Failure``."""
         for order in orders:
             report = None if on_step is None else partial(on_step, order.worker_id)

@@ -10,12 +10,13 @@ from hqde.ensemble.combiners import (
     make_combiner,
 )
 from hqde.ensemble.description import describe_evaluation, encode_images
-from hqde.ensemble.ensemble import Ensemble
+from hqde.ensemble.ensemble import BATCH_SIZE, Ensemble
 from hqde.ensemble.evaluation import Evaluation
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
 
 __all__ = [
+    "BATCH_SIZE",
     "COMBINERS",
     "Combiner",
     "EfficiencyCombiner",

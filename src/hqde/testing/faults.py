@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hqde.aggregation import Combination, Combined, Delta, Update
-from hqde.backends import Backend, Failure, Outcome, StepReport
+from hqde.backends import Backend, Failure, Outcome, StepReport, Supervisor
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.training import Order, WorkerSpec, WorkerState
@@ -66,10 +66,16 @@ class FaultyBackend:
         """Pass on."""
         return self.inner.layout(worker_id)
 
-    def train(self, orders: Sequence[Order], *, on_step: StepReport | None = None) -> Iterator[Outcome]:
+    def train(
+        self,
+        orders: Sequence[Order],
+        *,
+        on_step: StepReport | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> Iterator[Outcome]:
         """Pass on, with the faults that are due."""
         due = {(fault.worker_id, fault.round_index): fault for fault in self.faults}
-        for outcome in self.inner.train(orders, on_step=on_step):
+        for outcome in self.inner.train(orders, on_step=on_step, supervisor=supervisor):
             fault = due.get((outcome.worker_id, outcome.round_index))
             if fault is None or not isinstance(outcome, Update):
                 yield outcome

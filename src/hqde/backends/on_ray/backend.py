@@ -1,0 +1,170 @@
+"""Workers as Ray actors, on one machine or many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from hqde.aggregation import BLOCK, Combination, Combined, Delta, RemoteDelta
+from hqde.backends.base import Outcome, StepReport, Supervisor
+from hqde.backends.on_ray.board import Board
+from hqde.backends.on_ray.cluster import alive_nodes, join, seat
+from hqde.backends.on_ray.crew import Crew, states_by_worker
+from hqde.backends.on_ray.predicting import predict_members
+from hqde.backends.on_ray.shipping import pack, unpack
+from hqde.backends.on_ray.spreading import fetch, spread
+from hqde.backends.on_ray.worker_actor import WorkerActor
+from hqde.backends.ray_settings import RaySettings
+from hqde.data import Examples
+from hqde.ensemble import Ensemble
+from hqde.topology import Links, Plan, check_plan, choose_plan, shard_bounds
+from hqde.training import Order, WorkerSpec, WorkerState
+from hqde.weights import Layout, Weights
+
+
+class RayBackend:
+    """A worker per Ray actor.
+
+    Args:
+        settings: where the cluster is, and what a worker takes of it.
+        threads: torch threads of each worker; 0 follows from its CPUs.
+        actor_class: what the actors run.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self,
+        settings: RaySettings | None = None,
+        *,
+        threads: int = 0,
+        actor_class: type[WorkerActor] = WorkerActor,
+    ) -> None:
+        self._settings = settings or RaySettings()
+        self._threads = threads
+        self._actor_class = actor_class
+        self._ours = False
+        self._crew: Crew | None = None
+        self._board = Board()
+        self._plans: dict[int, Plan] = {}  # by worker, for the round under way
+        self._examples: dict[int, tuple[Examples, Any]] = {}
+
+    def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
+        """Join the cluster, check that the workers fit, and start them.
+
+        Raises:
+            ConfigError: no cluster, or one on which they do not fit.
+        """
+        self._ours = join(self._settings)
+        try:
+            seats = seat(self._settings, len(specs), self._threads)
+            self._crew = Crew(specs, self._shared(examples), seats, actor_class=self._actor_class)
+            self._crew.hire()
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self, index: Tensor) -> None:
+        """Run a few examples through each worker's model."""
+        self._hired.call_all("check", index.numpy())
+
+    def layout(self, worker_id: int) -> Layout:
+        """The flat layout of a worker's model."""
+        return self._hired.layout(worker_id)
+
+    def train(
+        self,
+        orders: Sequence[Order],
+        *,
+        on_step: StepReport | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> Iterator[Outcome]:
+        """One call for each worker; the start of a group is put into the object store once."""
+        self._board.turn()
+        self._plans = self._plans_of(orders)
+        yield from self._hired.train(
+            orders,
+            start_refs=self._start_refs,
+            cut=lambda order: self._plans[order.worker_id].bounds,
+            on_step=on_step,
+            supervisor=supervisor,
+        )
+
+    def fetch(self, delta: Delta) -> Tensor:
+        """A delta in this process."""
+        return fetch(delta)
+
+    def combine(self, task: Combination) -> Combined:
+        """Spread the work as the group's plan says."""
+        workers = [self._owner_of(row) for row in task.rows]
+        plan = self._plans.get(workers[0]) or Plan("flat", self._settings.fan_in, ((0, len(task.base)),))
+        check_plan(plan.kind, basis=task.rule.basis, rule=task.rule.name)
+        return spread(task, plan, self._board, workers, self._hired.send_again)
+
+    def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
+        """Slices of the rows, predicted by the workers side by side."""
+        actors = [worker.actor for worker in self._hired.workers if worker.actor is not None]
+        return predict_members(ensemble, self._shared(examples), len(examples), actors)
+
+    def worker_states(self) -> Mapping[int, WorkerState]:
+        """Every worker's state."""
+        refs = states_by_worker(self._hired)
+        return dict(zip(refs, map(unpack, ray.get(list(refs.values()))), strict=True))
+
+    def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:  # noqa: ARG002
+        """Workers take up their states, over their group's weights, when their next round begins."""
+        for worker, state in states.items():
+            own = self._hired.workers[worker]
+            own.state, own.restore = ray.put(pack(state)), True
+
+    def close(self) -> None:
+        """Let go of actors and objects, and of Ray if it was started or joined here."""
+        if self._crew is not None:
+            self._crew.close()
+        self._crew = None
+        self._board.clear()
+        self._plans, self._examples = {}, {}
+        if self._ours and ray.is_initialized():
+            ray.shutdown()
+        self._ours = False
+
+    @property
+    def _hired(self) -> Crew:
+        assert self._crew is not None, "start comes first"
+        return self._crew
+
+    def _shared(self, examples: Examples) -> Any:
+        """A reference to packed examples, put into the store once."""
+        if id(examples) not in self._examples:
+            self._examples[id(examples)] = (examples, ray.put(pack(examples)))
+        return self._examples[id(examples)][1]
+
+    def _start_refs(self, start: Weights) -> Sequence[Any]:
+        return self._board.pieces(start.vector)
+
+    def _plans_of(self, orders: Sequence[Order]) -> dict[int, Plan]:
+        """Workers that start from the same weights are a group; each group has a plan."""
+        sizes = Counter(id(order.start.vector) for order in orders)
+        return {order.worker_id: self._plan(order.start.vector, sizes[id(order.start.vector)]) for order in orders}
+
+    def _plan(self, vector: Tensor, num_rows: int) -> Plan:
+        settings, nodes = self._settings, len(alive_nodes())
+        kind = settings.plan
+        if kind == "auto":
+            links = Links(nodes=nodes)
+            kind = choose_plan(
+                num_rows=num_rows, row_bytes=vector.nbytes, basis="gram", fan_in=settings.fan_in, links=links
+            )
+        if num_rows == 1:
+            kind = "flat"
+        num_shards = (settings.num_shards or max(2, nodes)) if kind == "sharded" else 1
+        return Plan(kind, settings.fan_in, shard_bounds(len(vector), num_shards, block=BLOCK))
+
+    def _owner_of(self, row: Delta) -> int:
+        return row.handle.worker_id if isinstance(row, RemoteDelta) else -1
+
+

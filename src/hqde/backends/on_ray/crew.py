@@ -1,0 +1,366 @@
+"""The workers' actors: hired, given orders, waited for, and replaced when they are lost."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskUnschedulableError,
+)
+
+from hqde.aggregation import Update
+from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
+from hqde.backends.on_ray.cluster import Seats
+from hqde.backends.on_ray.shipping import pack
+from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update
+from hqde.errors import ConfigError, HqdeError, WorkerError
+from hqde.training import Order, WorkerSpec
+from hqde.weights import Layout, Weights
+
+HIRING_TIMEOUT_S = 120.0  # for an actor to be placed, import torch and build its model
+POLL_S = 0.25  # between two looks at deadlines and progress
+
+
+@dataclass
+class Running:
+    """An order under way: what was asked, and references to what comes back.
+
+    Attributes:
+        order, start, bounds: what was asked; ``start`` are references to the start's vector.
+        before: reference to the worker's state when the round began.
+        began: when it was asked.
+        report, state, pieces: what comes back.
+    """
+
+    order: Order
+    start: Sequence[Any]
+    bounds: Sequence[tuple[int, int]]
+    before: Any
+    began: float
+    report: Any
+    state: Any
+    pieces: list[Any]
+
+
+@dataclass
+class Seat:
+    """One worker: its actor, and the state it had when its last round was accepted.
+
+    Attributes:
+        spec: what to build.
+        actor: its handle; ``None`` while nobody is hired.
+        pid: process id of the actor.
+        state: reference to a packed ``WorkerState``; ``None`` before the first round.
+        restore: the actor does not stand where ``state`` says; the next order must put it there.
+        last: the last order it finished, for as long as its delta may be asked for again.
+    """
+
+    spec: WorkerSpec
+    actor: Any = None
+    pid: int = 0
+    state: Any = None
+    restore: bool = False
+    last: Running | None = None
+
+
+class Crew:
+    """Actors by worker id. Owned by the driver: they end with it.
+
+    Args:
+        specs: of the workers, by id.
+        examples: reference to the packed training examples.
+        seats: what each actor holds.
+        actor_class: what the actors run.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[WorkerSpec],
+        examples: Any,
+        seats: Seats,
+        *,
+        actor_class: type[WorkerActor] = WorkerActor,
+    ) -> None:
+        self.seats = seats
+        self.workers = [Seat(spec) for spec in specs]
+        self._at_a_time = seats.at_a_time
+        self._layouts: dict[int, Layout] = {}
+        self._examples = examples
+        self._actor_class = ray.remote(
+            num_cpus=seats.num_cpus,
+            num_gpus=seats.num_gpus,
+            max_restarts=0,  # a new process knows nothing: the driver restores it, or nobody does
+            max_task_retries=0,
+            concurrency_groups={CONTROL: 1},
+            scheduling_strategy="SPREAD",
+        )(_with_control(actor_class))
+
+    def hire(self) -> None:
+        """Start every actor and build its worker.
+
+        Raises:
+            ConfigError: a model cannot be imported or built where the workers are.
+            WorkerError: an actor did not come up.
+        """
+        calls = [self._engage(worker) for worker in range(len(self.workers))]
+        for worker, call in enumerate(calls):
+            self._welcome(worker, call)
+
+    def layout(self, worker: int) -> Layout:
+        """The layout of a worker's model."""
+        return self._layouts[worker]
+
+    def call_all(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of every actor and wait for all; errors of the worker's own are raised as they are."""
+        calls = [getattr(seat.actor, method).remote(*arguments) for seat in self.workers]
+        try:
+            return list(ray.get(calls))
+        except RayTaskError as error:
+            raise _cause(error) from None
+
+    def train(
+        self,
+        orders: Sequence[Order],
+        *,
+        start_refs: Callable[[Weights], Sequence[Any]],
+        cut: Callable[[Order], Sequence[tuple[int, int]]],
+        on_step: StepReport | None,
+        supervisor: Supervisor | None,
+    ) -> Iterator[Outcome]:
+        """Carry out orders, as many at a time as there is room for; see ``Backend.train``.
+
+        Args:
+            orders: at most one for each worker.
+            start_refs: references to the vector of an order's start.
+            cut: how an order's delta is to be cut into pieces.
+        """
+        waiting = deque(orders)
+        running: dict[Any, Running] = {}
+        hiring: dict[Any, tuple[Order, float]] = {}
+        try:
+            while waiting or running or hiring:
+                while waiting and len(running) + len(hiring) < self._at_a_time:
+                    order = waiting.popleft()
+                    if self.workers[order.worker_id].actor is None:
+                        hiring[self._engage(order.worker_id)] = (order, time.perf_counter())
+                    else:
+                        run = self._dispatch(order, start_refs(order.start), cut(order))
+                        running[run.report] = run
+                done, _ = ray.wait([*running, *hiring], num_returns=1, timeout=POLL_S)
+                ended: list[tuple[Order, Outcome]] = []
+                tired = [ref for ref, (_, began) in hiring.items() if _since(began) > HIRING_TIMEOUT_S]
+                for ref in [*done, *tired]:
+                    if ref in hiring:
+                        order, _ = hiring.pop(ref)
+                        lost = self._settle(order, ref)
+                        if lost is None:
+                            waiting.appendleft(order)
+                        else:
+                            ended.append((order, lost))
+                    else:
+                        run = running.pop(ref)
+                        ended.append((run.order, self._collect(run, supervisor)))
+                for ref, run in list(running.items()):
+                    lost = self._if_late(run, supervisor)
+                    if lost is not None:
+                        del running[ref]
+                        ended.append((run.order, lost))
+                for order, outcome in ended:
+                    if isinstance(outcome, Failure) and supervisor is not None and supervisor.retries(outcome):
+                        self.workers[order.worker_id].restore = True
+                        waiting.append(replace(order, attempt=order.attempt + 1))
+                    else:
+                        yield outcome
+                if on_step is not None:
+                    self._report_steps(running, on_step)
+        finally:
+            # Left early (Ctrl-C, a caller that stops listening): whoever is still at work stands nowhere known.
+            for order in [*(run.order for run in running.values()), *(order for order, _ in hiring.values())]:
+                self.dismiss(order.worker_id)
+
+    def send_again(self, worker: int) -> Update:
+        """The update of a worker's last order once more: what arrived was damaged, or is lost.
+
+        A worker that still lives hands out what it has; one that died is replaced, put back to where the round
+        began, and trains it again, to the same bits.
+
+        Raises:
+            WorkerError: that failed too.
+        """
+        seat = self.workers[worker]
+        assert seat.last is not None
+        run = seat.last
+        outcome: Outcome | None = None
+        for attempt in range(run.order.attempt, run.order.attempt + 2):
+            if seat.actor is None:
+                self._welcome(worker, self._engage(worker))
+                seat.state, seat.restore = run.before, True
+            order = replace(run.order, attempt=attempt if seat.restore else run.order.attempt)
+            outcome = self._collect(self._dispatch(order, run.start, run.bounds), None)
+            if isinstance(outcome, Update):
+                return outcome
+        assert isinstance(outcome, Failure)
+        raise WorkerError(
+            f"worker {worker} cannot hand in its update of round {run.order.round_index} again: {outcome.reason}",
+            worker_id=worker,
+        )
+
+    def dismiss(self, worker: int) -> None:
+        """Kill a worker's actor; its state stays."""
+        seat = self.workers[worker]
+        if seat.actor is not None:
+            ray.kill(seat.actor, no_restart=True)
+        seat.actor, seat.restore = None, True
+
+    def close(self) -> None:
+        """Kill all actors and forget their states."""
+        for worker, seat in enumerate(self.workers):
+            self.dismiss(worker)
+            seat.state = seat.last = None
+
+    # -- one worker --------------------------------------------------------------------------------------
+
+    def _engage(self, worker: int) -> Any:
+        """Hire an actor for a worker; the reference is ready when its worker is built."""
+        seat = self.workers[worker]
+        seat.actor = self._actor_class.remote(self.seats.threads, self.seats.num_gpus)
+        return seat.actor.build.remote(pack(seat.spec), self._examples)
+
+    def _welcome(self, worker: int, call: Any) -> None:
+        try:
+            self.workers[worker].pid, layout = ray.get(call, timeout=HIRING_TIMEOUT_S)
+        except RayTaskError as error:
+            cause = _cause(error)
+            if isinstance(cause, HqdeError):
+                raise ConfigError(f"on Ray, worker {worker} cannot be built: {cause}") from None
+            raise ConfigError(
+                f"on Ray, worker {worker} cannot be built ({type(cause).__name__}: {_first_line(cause)}); make "
+                f"the model's module importable on every node"
+            ) from None
+        except GetTimeoutError:
+            raise WorkerError(
+                f"worker {worker} did not start on Ray within {HIRING_TIMEOUT_S:g} s; see `ray status` for what "
+                f"the cluster has left",
+                worker_id=worker,
+            ) from None
+        except RayError as error:
+            raise WorkerError(
+                f"worker {worker} did not start on Ray: {_first_line(error)}", worker_id=worker
+            ) from None
+        self._layouts[worker] = layout
+
+    def _settle(self, order: Order, call: Any) -> Failure | None:
+        """A replacement is there, or it is not."""
+        try:
+            self._welcome(order.worker_id, call)
+        except (WorkerError, ConfigError) as error:
+            self.dismiss(order.worker_id)
+            return _failure(order, str(error), "died")
+        self.workers[order.worker_id].restore = True
+        return None
+
+    def _dispatch(self, order: Order, start: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Running:
+        seat = self.workers[order.worker_id]
+        slim = replace(order, start=Weights(torch.empty(0), order.start.integers))
+        state = seat.state if seat.restore else None
+        call = seat.actor.train_round.options(num_returns=2 + len(bounds))
+        report, after, *pieces = call.remote(pack(slim), list(bounds), seat.restore, state, *start)
+        return Running(order, start, bounds, seat.state, time.perf_counter(), report, after, pieces)
+
+    def _collect(self, run: Running, supervisor: Supervisor | None) -> Outcome:
+        order, seat = run.order, self.workers[run.order.worker_id]
+        try:
+            update: Update = ray.get(run.report)
+        except RayTaskError as error:
+            cause = _cause(error)
+            if isinstance(cause, HqdeError):
+                raise cause from None
+            seat.restore = True
+            if isinstance(cause, torch.OutOfMemoryError | MemoryError):
+                return self._make_room(order, cause)
+            return _failure(order, f"{type(cause).__name__}: {_first_line(cause)}", "raised")
+        except OutOfMemoryError as error:
+            self.dismiss(order.worker_id)
+            return self._make_room(order, error)
+        except (RayActorError, ObjectLostError, TaskUnschedulableError) as error:
+            self.dismiss(order.worker_id)
+            return _failure(order, f"its process died: {_first_line(error)}", "died")
+        seat.state, seat.restore, seat.last = run.state, False, run
+        if supervisor is not None:
+            supervisor.on_arrival(order, _since(run.began))
+        return whole_update(update, run.pieces)
+
+    def _make_room(self, order: Order, error: BaseException) -> Failure:
+        self._at_a_time = max(1, self._at_a_time // 2)
+        reason = f"out of memory ({_first_line(error)}); from now on {self._at_a_time} worker(s) at a time"
+        return _failure(order, reason, "memory")
+
+    def _if_late(self, run: Running, supervisor: Supervisor | None) -> Failure | None:
+        patience_s = None if supervisor is None else supervisor.patience_s(run.order)
+        waited_s = _since(run.began)
+        if patience_s is None or waited_s <= patience_s:
+            return None
+        self.dismiss(run.order.worker_id)  # a step that hangs cannot be cancelled, only killed
+        return _failure(run.order, f"not done after {waited_s:.1f} s, {patience_s:.1f} s were expected", "late")
+
+    def _report_steps(self, running: Mapping[Any, Running], on_step: StepReport) -> None:
+        asked = {
+            run.order.worker_id: self.workers[run.order.worker_id].actor.progress.remote()
+            for run in running.values()
+        }
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=0.05) if asked else ([], [])
+        for worker, ref in asked.items():
+            if ref in ready:
+                try:
+                    done, total = ray.get(ref)
+                except RayError:
+                    continue  # its report will say the same
+                if total:
+                    on_step(worker, done, total)
+
+
+def _since(began: float) -> float:
+    return time.perf_counter() - began
+
+
+def _with_control(actor_class: type[WorkerActor]) -> type[WorkerActor]:
+    """The class with ``progress`` in the group that answers while a round is under way."""
+
+    class Hosted(actor_class):  # type: ignore[valid-type, misc]
+        progress = ray.method(concurrency_group=CONTROL)(actor_class.progress)
+
+    Hosted.__name__ = Hosted.__qualname__ = actor_class.__name__
+    return Hosted
+
+
+def _failure(order: Order, reason: str, kind: Any) -> Failure:
+    return Failure(order.worker_id, order.round_index, order.attempt, reason, kind)
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    cause = error.cause
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def states_by_worker(crew: Crew) -> dict[int, Any]:
+    """References to every worker's packed state; those that have none yet are asked."""
+    return {
+        worker: seat.state if seat.state is not None else seat.actor.state.remote()
+        for worker, seat in enumerate(crew.workers)
+    }

@@ -1,0 +1,150 @@
+"""One worker in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hqde.aggregation import RemoteDelta, Update, count_nonfinite
+from hqde.backends.on_ray.shipping import Parcel, as_array, as_tensor, checksum, pack, unpack
+from hqde.data import Examples, SubsetExamples
+from hqde.ensemble import Ensemble
+from hqde.training import Order, Worker, WorkerSpec
+from hqde.weights import Layout, Weights
+
+# Plain actors run one method at a time; this group answers while a round is under way.
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Where a delta was cut, and what each piece must check to.
+
+    Attributes:
+        worker_id: whose delta it is.
+        bounds: first and past-the-last coordinate of each piece.
+        checksums: CRC-32 of each.
+        refs: to the pieces, filled in by the driver.
+    """
+
+    worker_id: int
+    bounds: tuple[tuple[int, int], ...]
+    checksums: tuple[int, ...]
+    refs: tuple[Any, ...] = ()
+
+
+class WorkerActor:
+    """Hosts a ``Worker``. Every call says which round and attempt it belongs to, and may be made again.
+
+    Args:
+        threads: torch threads.
+        gpu_fraction: share of its GPU's memory that the process may take; 0 without a GPU.
+    """
+
+    def __init__(self, threads: int, gpu_fraction: float) -> None:
+        torch.set_num_threads(threads)
+        if gpu_fraction and torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_fraction))
+        self._threads = threads
+        self._spec: WorkerSpec | None = None
+        self._examples: Examples | None = None
+        self._worker: Worker | None = None
+        self._last: tuple[tuple[int, int], tuple[Any, ...]] | None = None
+        self._progress = (0, 0)
+
+    def build(self, spec: Parcel, examples: Parcel) -> tuple[int, Layout]:
+        """Make the worker; returns the process id and the layout of its model."""
+        torch.set_num_threads(self._threads)
+        self._spec, self._examples = unpack(spec), unpack(examples)
+        return os.getpid(), self._renewed().layout
+
+    def check(self, index: np.ndarray) -> None:
+        """Run a few examples through the model."""
+        assert self._worker is not None
+        self._worker.check(torch.from_numpy(index.copy()))
+
+    def progress(self) -> tuple[int, int]:
+        """Batches done, and batches in the round."""
+        return self._progress
+
+    def train_round(
+        self,
+        order: Parcel,
+        bounds: Sequence[tuple[int, int]],
+        restore: bool,
+        state: Parcel | None,
+        *start: np.ndarray,
+    ) -> tuple[Any, ...]:
+        """Train a round; what was trained already is handed out again.
+
+        Args:
+            order: an ``Order`` whose start holds no vector.
+            bounds: how to cut the delta.
+            restore: first become a new worker, with ``state`` if it is given.
+            state: a ``WorkerState``, from before the round.
+            start: the vector of the order's start, in one piece or more.
+
+        Returns:
+            the update without its delta; the worker's state; the pieces of the delta.
+        """
+        given: Order = unpack(order)
+        tag = (given.round_index, given.attempt)
+        if self._last is None or self._last[0] != tag:
+            vector = as_tensor(start[0] if len(start) == 1 else np.concatenate(start), self._dtype())
+            given = replace(given, start=Weights(vector, given.start.integers))
+            worker = self._renewed() if restore else self._worker
+            assert worker is not None
+            if restore and state is not None:
+                worker.load_state(unpack(state), given.start)
+            self._last = None  # frees the round before
+            self._last = (tag, self._train(worker, given, bounds))
+        return self._last[1]
+
+    def state(self) -> Parcel:
+        """The worker's state as it stands."""
+        assert self._worker is not None
+        return pack(self._worker.state())
+
+    def predict(self, ensemble: Parcel, examples: Parcel, first: int, last: int) -> np.ndarray:
+        """Every member's prediction for rows ``first`` to ``last``: ``(m, n, c)``."""
+        members: Ensemble = unpack(ensemble)
+        rows = SubsetExamples(unpack(examples), torch.arange(first, last))
+        return as_array(members.predict_members(rows))
+
+    def _train(self, worker: Worker, order: Order, bounds: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
+        self._progress = (0, 0)
+        update = worker.train_round(order, on_step=self._note)
+        delta = update.delta
+        assert isinstance(delta, Tensor)
+        pieces = [as_array(delta[first:last]) for first, last in bounds]
+        handle = Pieces(order.worker_id, tuple(bounds), tuple(checksum(piece) for piece in pieces))
+        remote = RemoteDelta(len(delta), delta.dtype, count_nonfinite(delta), handle)
+        return replace(update, delta=remote), pack(worker.state()), *pieces
+
+    def _renewed(self) -> Worker:
+        assert self._spec is not None
+        assert self._examples is not None
+        self._worker = Worker(self._spec, self._examples)
+        return self._worker
+
+    def _dtype(self) -> torch.dtype:
+        assert self._worker is not None
+        return self._worker.layout.dtype
+
+    def _note(self, done: int, total: int) -> None:
+        self._progress = (done, total)
+
+
+def whole_update(update: Update, refs: Sequence[Any]) -> Update:
+    """An update as the driver passes it on: its delta knows where its pieces are."""
+    assert isinstance(update.delta, RemoteDelta)
+    handle = replace(update.delta.handle, refs=tuple(refs))
+    return replace(update, delta=replace(update.delta, handle=handle))
+
+
