@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hqde.balance import split_by_shares
 from hqde.data import Bootstrap, Dirichlet, Iid, Replicate, Split, make_partitioner
 from hqde.data.partition import PARTITIONERS, _share_out
 from hqde.errors import ConfigError, PreconditionError
+from hqde.seeding import generator
 
 EVERY_ONE = [make_partitioner(name) for name in PARTITIONERS]
 COVER_ONCE = [Split(), Iid(), Dirichlet(0.01), Dirichlet(0.5), Dirichlet(100.0)]
@@ -150,6 +152,49 @@ def test_sharing_out_uses_up_need_and_supply_exactly(data, num_workers, num_clas
     assert (counts >= 0).all()
     assert counts.sum(axis=1).tolist() == need.tolist()
     assert counts.sum(axis=0).tolist() == supply.tolist()
+
+
+@pytest.mark.parametrize("partitioner", [Split(), Iid()], ids=repr)
+@given(num_rows=st.integers(1, 500), data=st.data(), seed=st.integers(0, 2**40))
+def test_equal_shares_give_the_bits_of_no_shares_and_of_torchs_even_cut(partitioner, num_rows, data, seed):
+    n = data.draw(st.integers(1, num_rows))
+    targets = torch.zeros(num_rows)
+    plain = partitioner.assign(targets, n, epoch=2, seed=seed)
+    shared = partitioner.assign(targets, n, epoch=2, seed=seed, shares=np.full(n, 1 / n))
+    name, path = ("split", (2,)) if isinstance(partitioner, Split) else ("iid", ())
+    order = torch.randperm(num_rows, generator=generator(seed, "partition", name, *path))
+    for part, other, cut in zip(plain, shared, order.tensor_split(n), strict=True):
+        assert torch.equal(part, other)
+        assert torch.equal(part, cut)
+
+
+@pytest.mark.parametrize("partitioner", [Split(), Iid()], ids=repr)
+@given(num_rows=st.integers(12, 300), speeds=st.lists(st.floats(0.01, 100), min_size=1, max_size=12))
+def test_shares_deal_out_every_row_once_and_nobody_is_left_without(partitioner, num_rows, speeds):
+    shares = np.array(speeds) / sum(speeds)
+    parts = partitioner.assign(torch.zeros(num_rows), len(speeds), epoch=0, seed=0, shares=shares)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(num_rows))
+    assert [len(part) for part in parts] == split_by_shares(num_rows, shares)
+    assert min(len(part) for part in parts) >= 1
+
+
+@pytest.mark.parametrize(
+    ("partitioner", "why"),
+    [
+        (Replicate(), "gives every worker all rows"),
+        (Bootstrap(), "draws as many rows as there are"),
+        (Dirichlet(), "equally many rows"),
+    ],
+    ids=repr,
+)
+def test_shares_where_there_is_nothing_to_share_out_are_refused(partitioner, why):
+    with pytest.raises(ConfigError, match=f"{why}.*; use split or iid, or no balancer"):
+        partitioner.assign(torch.tensor([0, 1]), 2, epoch=0, seed=0, shares=[0.5, 0.5])
+
+
+def test_shares_must_be_one_for_each_worker():
+    with pytest.raises(PreconditionError, match="each of the 2 workers is needed, got 3"):
+        Split().assign(torch.zeros(9), 2, epoch=0, seed=0, shares=[0.5, 0.25, 0.25])
 
 
 def test_dirichlet_refuses_regression():

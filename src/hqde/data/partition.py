@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,15 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hqde.balance import split_by_shares
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.seeding import derive_seed, generator
+
+Shares = Sequence[float] | np.ndarray
 
 
 @runtime_checkable
 class Partitioner(Protocol):
     """Gives every worker its rows."""
 
-    def assign(self, targets: Tensor, num_workers: int, *, epoch: int, seed: int) -> list[Tensor]:
+    def assign(
+        self, targets: Tensor, num_workers: int, *, epoch: int, seed: int, shares: Shares | None = None
+    ) -> list[Tensor]:
         """Row numbers for each worker, in worker order.
 
         Args:
@@ -25,12 +31,15 @@ class Partitioner(Protocol):
             num_workers: how many workers share the rows.
             epoch: counts from 0; only partitioners that draw afresh depend on it.
             seed: the run's seed.
+            shares: (num_workers,) fraction of all rows for each worker, from a `hqde.balance.Balancer`; left
+                out, or all equal, the workers get equally many.
 
         Returns:
             ``num_workers`` int64 index tensors, each with at least one row.
 
         Raises:
-            PreconditionError: fewer rows than workers.
+            PreconditionError: fewer rows than workers, or shares that are not one fraction for each.
+            ConfigError: shares are given, and the partition leaves nothing to share out.
         """
         ...
 
@@ -43,40 +52,52 @@ class Replicate:
     [tensor([0, 1, 2]), tensor([0, 1, 2])]
     """
 
-    def assign(self, targets: Tensor, num_workers: int, *, epoch: int, seed: int) -> list[Tensor]:
+    def assign(
+        self, targets: Tensor, num_workers: int, *, epoch: int, seed: int, shares: Shares | None = None
+    ) -> list[Tensor]:
         """All rows, for each worker; depends on neither ``epoch`` nor ``seed``."""
         del epoch, seed
+        _refuse(shares, "replicate", "gives every worker all rows")
         num_rows = _check(targets, num_workers)
         return [torch.arange(num_rows) for _ in range(num_workers)]
 
 
 @dataclass(frozen=True)
 class Split:
-    """All rows are dealt out evenly, afresh every epoch, so that over time each worker sees every row.
+    """All rows are dealt out, evenly or by shares, afresh every epoch: over time each worker sees every row.
 
     >>> [len(rows) for rows in Split().assign(torch.zeros(7), 3, epoch=0, seed=0)]
     [3, 2, 2]
+    >>> [len(rows) for rows in Split().assign(torch.zeros(7), 3, epoch=0, seed=0, shares=[0.6, 0.3, 0.1])]
+    [4, 2, 1]
     """
 
-    def assign(self, targets: Tensor, num_workers: int, *, epoch: int, seed: int) -> list[Tensor]:
-        """A random even split of all rows, drawn from ``seed`` and ``epoch``; sizes differ by at most one."""
+    def assign(
+        self, targets: Tensor, num_workers: int, *, epoch: int, seed: int, shares: Shares | None = None
+    ) -> list[Tensor]:
+        """A random split of all rows, drawn from ``seed`` and ``epoch``; even sizes differ by at most one."""
         num_rows = _check(targets, num_workers)
-        return _deal(num_rows, num_workers, generator(seed, "partition", "split", epoch))
+        return _deal(num_rows, num_workers, generator(seed, "partition", "split", epoch), shares)
 
 
 @dataclass(frozen=True)
 class Iid:
-    """All rows are dealt out evenly once: each worker keeps its random share.
+    """All rows are dealt out once, evenly or by shares: each worker keeps its random share.
+
+    The rows lie in one random order, cut into stretches. Where shares change from epoch to epoch the cuts
+    move, and rows near them change hands.
 
     >>> torch.cat(Iid().assign(torch.zeros(5), 2, epoch=0, seed=0)).sort().values
     tensor([0, 1, 2, 3, 4])
     """
 
-    def assign(self, targets: Tensor, num_workers: int, *, epoch: int, seed: int) -> list[Tensor]:
-        """A random even split of all rows, drawn from ``seed`` alone; sizes differ by at most one."""
+    def assign(
+        self, targets: Tensor, num_workers: int, *, epoch: int, seed: int, shares: Shares | None = None
+    ) -> list[Tensor]:
+        """A random split of all rows, drawn from ``seed`` alone; even sizes differ by at most one."""
         del epoch
         num_rows = _check(targets, num_workers)
-        return _deal(num_rows, num_workers, generator(seed, "partition", "iid"))
+        return _deal(num_rows, num_workers, generator(seed, "partition", "iid"), shares)
 
 
 @dataclass(frozen=True)
@@ -104,9 +125,12 @@ class Dirichlet:
                 f"alpha of the dirichlet partitioner must be above 0 and finite, not {self.alpha}"
             )
 
-    def assign(self, targets: Tensor, num_workers: int, *, epoch: int, seed: int) -> list[Tensor]:
+    def assign(
+        self, targets: Tensor, num_workers: int, *, epoch: int, seed: int, shares: Shares | None = None
+    ) -> list[Tensor]:
         """One fixed uneven split drawn from ``seed``; ``targets`` must be class ids."""
         del epoch
+        _refuse(shares, "dirichlet", "is one fixed division, drawn for workers with equally many rows")
         num_rows = _check(targets, num_workers)
         if targets.is_floating_point():
             raise PreconditionError(
@@ -138,9 +162,12 @@ class Bootstrap:
     [6, 6]
     """
 
-    def assign(self, targets: Tensor, num_workers: int, *, epoch: int, seed: int) -> list[Tensor]:
+    def assign(
+        self, targets: Tensor, num_workers: int, *, epoch: int, seed: int, shares: Shares | None = None
+    ) -> list[Tensor]:
         """n rows with replacement for each worker, drawn from ``seed`` and the worker's number."""
         del epoch
+        _refuse(shares, "bootstrap", "draws as many rows as there are for every worker")
         num_rows = _check(targets, num_workers)
         return [
             torch.randint(num_rows, (num_rows,), generator=generator(seed, "partition", "bootstrap", worker))
@@ -187,8 +214,20 @@ def _check(targets: Tensor, num_workers: int) -> int:
     return len(targets)
 
 
-def _deal(num_rows: int, num_workers: int, rng: torch.Generator) -> list[Tensor]:
-    return [part.clone() for part in torch.randperm(num_rows, generator=rng).tensor_split(num_workers)]
+def _refuse(shares: Shares | None, name: str, reason: str) -> None:
+    if shares is not None:
+        raise ConfigError(
+            f"shares do not go with the {name} partition, which {reason}; use split or iid, or no balancer"
+        )
+
+
+def _deal(num_rows: int, num_workers: int, rng: torch.Generator, shares: Shares | None) -> list[Tensor]:
+    if shares is not None and len(shares) != num_workers:
+        raise PreconditionError(
+            f"one share for each of the {num_workers} workers is needed, got {len(shares)}"
+        )
+    counts = split_by_shares(num_rows, [1 / num_workers] * num_workers if shares is None else shares)
+    return [part.clone() for part in torch.randperm(num_rows, generator=rng).split(counts)]
 
 
 def _share_out(wanted: np.ndarray, *, need: np.ndarray, supply: np.ndarray) -> np.ndarray:
