@@ -23,14 +23,14 @@ class Failure:
         worker_id, round_index, attempt: of the order that failed.
         reason: one sentence.
         kind: ``raised`` (the model or the data raised), ``died`` (its process or machine is gone), ``late``
-            (past its deadline), ``memory`` (out of memory), ``corrupted`` (what arrived is not what was sent).
+            (past its deadline), ``memory`` (out of memory).
     """
 
     worker_id: int
     round_index: int
     attempt: int
     reason: str
-    kind: Literal["raised", "died", "late", "memory", "corrupted"] = "raised"
+    kind: Literal["raised", "died", "late", "memory"] = "raised"
 
 
 Outcome = Update | Failure

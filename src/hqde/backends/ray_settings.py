@@ -18,16 +18,16 @@ class RaySettings:
     """``[ray]``: where the cluster is, what a worker takes of it, how sums are spread over it.
 
     Args:
-        address: ``host:port`` of a cluster, or ``auto``; left out, ``RAY_ADDRESS`` counts, and without it a Ray
-            is started on this machine for the run.
+        address: ``host:port`` of a cluster, or ``auto``; left out, ``RAY_ADDRESS`` counts, and without it a
+            Ray is started on this machine for the run.
         num_cpus: CPUs of each worker; 0 shares out what there is. Threads of a worker follow it, unless
             ``run.threads`` says otherwise.
         num_gpus: GPUs of each worker: 0, 1/k (k workers share one), or a whole number.
-        plan: ``flat`` (the driver adds up), ``tree``, ``sharded``, or ``auto`` (the cheapest by the cost model).
+        plan: ``flat`` (the driver adds up), ``tree``, ``sharded``, or ``auto`` (the cheapest, by a model).
         fan_in: updates that one task of a tree adds up: 4, 8 or 16.
         num_shards: coordinate shards of an update; 0 takes one for each node, at least two.
-        replication_factor: nodes that hold a copy of the workers' states and of the committed weights; 0 takes 2
-            where there are two nodes, else 1.
+        replication_factor: nodes that hold a copy of the workers' states and of the committed weights; 0
+            takes 2 where there are two nodes, else 1.
 
     Raises:
         ConfigError: a value is out of range.

@@ -12,6 +12,7 @@ import typer
 from hqde.cli.console import Format, FormatOption, err, out, print_json
 from hqde.cli.progress import TrainingProgress
 from hqde.config import (
+    build_backend,
     build_config,
     build_experiment,
     changed_settings,
@@ -21,6 +22,7 @@ from hqde.config import (
     merge_trees,
     parse_assignment,
     resolve,
+    without_place,
 )
 from hqde.config.toml import Tree
 from hqde.errors import ConfigError, RunError
@@ -39,7 +41,10 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Training replicas.")] = None,
     groups: Annotated[int | None, typer.Option(help="Groups; each ends as one member.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of each worker over its shard.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where workers live: local.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where workers live: local or ray.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join, host:port or auto; else RAY_ADDRESS, else here.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random stream.")] = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Run directory; default runs/NAME-NNN.")
@@ -56,6 +61,7 @@ def train(
         "model": {"name": model},
         "topology": {"groups": groups},
         "run": {"workers": workers, "epochs": epochs, "backend": backend, "seed": seed},
+        "ray": {"address": address},
     }
     given = merge_trees(
         load_tree(config) if config is not None else {},
@@ -94,8 +100,8 @@ def train(
                 experiment,
                 directory,
                 config_toml=text,
-                provenance={"config": tomllib.loads(text)},
-                backend=settings.run.backend,
+                provenance={"config": without_place(tomllib.loads(text))},
+                backend=build_backend(settings),
                 checkpoint_every=settings.run.checkpoint_every,
                 listeners=(progress,),
                 resume=resume,
@@ -139,7 +145,7 @@ def _summary(directory: RunDirectory, metrics: dict[str, Any]) -> None:
         f"{cost['worker_samples_per_s']:,.0f} worker-samples/s",
         soft_wrap=True,
     )
-    faults = {name: count for name, count in metrics["faults"].items() if count and name != "restarts"}
+    faults = {name: count for name, count in metrics["faults"].items() if count and name != "resumes"}
     if faults:
         listed = ", ".join(f"{count} {name}" for name, count in faults.items())
         out.print(f"not everything went well: {listed}; see {directory.events_file}", soft_wrap=True)

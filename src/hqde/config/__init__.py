@@ -1,6 +1,6 @@
 """TOML to strict objects and back, and from those to an experiment."""
 
-from hqde.config.building import build_experiment, load_data, resolve
+from hqde.config.building import build_backend, build_experiment, load_data, resolve
 from hqde.config.settings import (
     Config,
     DataSettings,
@@ -17,6 +17,7 @@ from hqde.config.toml import (
     load_tree,
     merge_trees,
     parse_assignment,
+    without_place,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ModelSettings",
     "RunSettings",
     "ServerSettings",
+    "build_backend",
     "build_config",
     "build_experiment",
     "changed_settings",
@@ -36,4 +38,5 @@ __all__ = [
     "merge_trees",
     "parse_assignment",
     "resolve",
+    "without_place",
 ]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from hqde.aggregation import make_server_optimizer
+from hqde.backends import Backend, make_backend
 from hqde.config.settings import Config, GroupConfig
 from hqde.data import Splits, load_splits, make_partitioner
 from hqde.ensemble import make_combiner
@@ -72,6 +73,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         ),
         buffers=server.buffers,
         groups={int(name): _group(config, recipe, splits, group) for name, group in config.group.items()},
+        faults=config.faults,
         early_stopping=run.early_stopping,
         evaluate_every=run.evaluate_every,
         combiner=make_combiner(config.ensemble.combiner),
@@ -79,6 +81,16 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         seed=run.seed,
         device=resolve_device(run.device),
     )
+
+
+def build_backend(config: Config) -> Backend:
+    """The backend that a configuration names; nothing is started yet.
+
+    Raises:
+        ConfigError: no such backend.
+        MissingExtraError: its extra is not installed.
+    """
+    return make_backend(config.run.backend, ray=config.ray, threads=config.run.threads)
 
 
 def _spec(config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, Any]) -> ModelSpec:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hqde.backends import RaySettings
 from hqde.data import Augmentation
 from hqde.errors import ConfigError
+from hqde.rounds import FaultPolicy
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe
 
@@ -96,7 +98,7 @@ class RunSettings:
         workers: training replicas.
         epochs: passes of each worker over its shard.
         seed: of every random stream but the data splits.
-        backend: ``local``.
+        backend: ``local``, or ``ray``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
         threads: torch threads; 0 leaves PyTorch's choice. The same bits need the same number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
@@ -160,4 +162,6 @@ class Config:
     server: ServerSettings = ServerSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     run: RunSettings = RunSettings()
+    faults: FaultPolicy = FaultPolicy()
+    ray: RaySettings = RaySettings()
     group: dict[str, GroupConfig] = field(default_factory=dict)

@@ -99,12 +99,24 @@ def dump_config(config: Config) -> str:
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
-    """Names of the settings in which two configurations differ.
+    """Names of the settings that decide a run's weights and in which two configurations differ.
 
-    >>> changed_settings(build_config({}), build_config({"run": {"seed": 1}}))
+    Where workers live does not count: a run may go on elsewhere.
+
+    >>> changed_settings(build_config({}), build_config({"run": {"seed": 1, "backend": "ray"}}))
     ['run.seed']
     """
-    return _differences(asdict(old), asdict(new), "")
+    return _differences(without_place(asdict(old)), without_place(asdict(new)), "")
+
+
+def without_place(tree: Mapping[str, Any]) -> Tree:
+    """A configuration's tree without what says where workers live: the weights do not depend on it.
+
+    >>> without_place({"run": {"backend": "ray", "seed": 0}, "ray": {"plan": "tree"}})
+    {'run': {'seed': 0}}
+    """
+    kept = {name: value for name, value in tree.items() if name != "ray"}
+    return kept | {"run": {name: value for name, value in kept.get("run", {}).items() if name != "backend"}}
 
 
 def _build(kind: Any, tree: Any, prefix: str) -> Any:

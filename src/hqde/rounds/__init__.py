@@ -16,6 +16,7 @@ from hqde.rounds.experiment import Experiment, GroupSettings
 from hqde.rounds.round_log import RoundLog
 from hqde.rounds.run_directory import RunDirectory
 from hqde.rounds.state import RunState
+from hqde.rounds.supervision import FaultPolicy, RoundSupervisor
 from hqde.rounds.training_run import final_metrics, train_run
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "Engine",
     "Event",
     "Experiment",
+    "FaultPolicy",
     "GroupSettings",
     "Listener",
     "Listeners",
     "Result",
     "RoundLog",
     "RoundRecord",
+    "RoundSupervisor",
     "RunDirectory",
     "RunState",
     "Totals",

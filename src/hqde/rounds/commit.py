@@ -31,12 +31,14 @@ class Commit:
         weights, server: the group's new weights and server state; the old ones when nothing was admitted.
         num_samples: examples behind the admitted updates; 0 means the round was skipped for this group.
         rejected: updates refused, by admission or by the rule.
+        skipped: why the group kept its weights; empty when it did not.
     """
 
     weights: Weights
     server: ServerState
     num_samples: int
     rejected: tuple[Rejection, ...]
+    skipped: str = ""
 
 
 def commit_group(
@@ -49,18 +51,21 @@ def commit_group(
     rule: Rule,
     server: ServerOptimizer,
     backend: Backend,
+    quorum: int = 1,
 ) -> Commit:
     """Admit, aggregate, step the server optimizer, and build the group's new weights.
 
     Shares are the engine's own sample counts. The server optimizer sees parameters only; floating buffers
-    take the aggregate as it is; integer buffers take the maximum.
+    take the aggregate as it is; integer buffers take the maximum. With fewer than ``quorum`` usable updates
+    nothing changes.
     """
     admitted, refused = admit(
         updates, round_index=round_index, size=layout.size, num_integers=layout.num_integers
     )
     admitted = [update for update in admitted if update.num_samples > 0]
-    if not admitted:
-        return Commit(base, server_state, 0, tuple(refused))
+    if len(admitted) < quorum:
+        skipped = f"{len(admitted)} of {quorum} usable updates" if admitted else "no usable update"
+        return Commit(base, server_state, 0, tuple(refused), skipped)
     samples = [update.num_samples for update in admitted]
     combined = backend.combine(
         Combination(

@@ -20,6 +20,7 @@ from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validati
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.members import MemberPool
 from hqde.rounds.state import Best, RunState, pack_state, unpack_state
+from hqde.rounds.supervision import RoundSupervisor
 from hqde.topology import Groups, RoundPlan
 from hqde.training import Order
 from hqde.weights import Weights
@@ -71,6 +72,7 @@ class Engine:
         self._store = store
         self._checkpoint_every = checkpoint_every
         self._pool = MemberPool(experiment, provenance or {})
+        self._supervisor = RoundSupervisor(experiment.faults, self._tell.on_event)
         self._shards: tuple[int, list[Tensor]] | None = None
         self._plans: tuple[RoundPlan, ...] | None = None
         self._checkpoint_s = 0.0
@@ -83,9 +85,14 @@ class Engine:
         """
         if self._plans is not None:
             return self._plans
-        plans = self._plans = self.experiment.plan()
-        self._backend.start(self.experiment.worker_specs(), self.experiment.splits.train)
-        self._backend.check(torch.arange(min(4, len(self.experiment.splits.train))))
+        plans = self.experiment.plan()
+        try:
+            self._backend.start(self.experiment.worker_specs(), self.experiment.splits.train)
+            self._backend.check(torch.arange(min(4, len(self.experiment.splits.train))))
+        except BaseException:
+            self._backend.close()
+            raise
+        self._plans = plans
         return plans
 
     def run(self, *, resume: bool = False) -> Result:
@@ -179,7 +186,7 @@ class Engine:
                 attempt=0,
                 epoch=plan.epoch,
                 start=state.committed_for(worker),
-                keep_buffers=self.experiment.buffers == "local" and plan.index > 1,
+                keep_buffers=self.experiment.buffers == "local" and worker in state.trained,
                 fresh_optimizer=worker in state.fresh,
                 shard=self._shards[1][worker],
                 first_batch=plan.first_batch,
@@ -188,12 +195,13 @@ class Engine:
             )
             for group in plan.groups
             for worker in group
+            if worker not in state.excluded
         ]
 
     def _train(self, orders: Sequence[Order]) -> list[Outcome]:
-        outcomes = sorted(
-            self._backend.train(orders, on_step=self._tell.on_step), key=lambda outcome: outcome.worker_id
-        )
+        self._supervisor.begin(orders)
+        arrivals = self._backend.train(orders, on_step=self._tell.on_step, supervisor=self._supervisor)
+        outcomes = sorted(arrivals, key=lambda outcome: outcome.worker_id)
         failures = [o for o in outcomes if isinstance(o, Failure)]
         if len(failures) == len(orders):
             raise WorkerError(
@@ -213,6 +221,7 @@ class Engine:
                 rule=self.experiment.rule,
                 server=self.experiment.server,
                 backend=self._backend,
+                quorum=min(self.experiment.faults.min_workers, len(group)),
             )
             for index, group in enumerate(plan.groups)
         ]
@@ -227,8 +236,10 @@ class Engine:
         """Turn what went wrong into events, totals and fresh optimizers."""
         failures = [o for o in outcomes if isinstance(o, Failure)]
         rejected = [r for commit in commits for r in commit.rejected]
+        excluded = {failure.worker_id for failure in failures if self._supervisor.gives_up_on(failure)}
         for failure in failures:
-            self._tell.on_event(Event("failed", plan.index, failure.worker_id, failure.reason))
+            kind = "excluded" if failure.worker_id in excluded else "failed"
+            self._tell.on_event(Event(kind, plan.index, failure.worker_id, failure.reason))
         for rejection in rejected:
             self._tell.on_event(Event("rejected", plan.index, rejection.worker_id, rejection.reason))
         trained = {o.worker_id for o in outcomes if isinstance(o, Update) and o.num_samples > 0}
@@ -236,7 +247,7 @@ class Engine:
         for group, commit in zip(plan.groups, commits, strict=True):
             if commit.num_samples == 0 and (trained | {f.worker_id for f in failures}) & set(group):
                 skipped += 1
-                reason = f"group of workers {list(group)} kept its weights: no usable update"
+                reason = f"group of workers {list(group)} kept its weights: {commit.skipped}"
                 self._tell.on_event(Event("skipped", plan.index, None, reason))
         barren = state.barren + 1 if skipped == len(commits) else 0
         if barren >= MAX_BARREN_ROUNDS:
@@ -249,6 +260,8 @@ class Engine:
             )
         totals = replace(state.totals)
         totals.failures += len(failures)
+        totals.restarts += self._supervisor.restarts
+        totals.excluded += len(excluded)
         totals.rejected += len(rejected)
         totals.skipped += skipped
         totals.worker_samples += sum(o.num_samples for o in outcomes if isinstance(o, Update))
@@ -258,6 +271,8 @@ class Engine:
             committed=tuple(commit.weights for commit in commits),
             server=tuple(commit.server for commit in commits),
             fresh=frozenset({f.worker_id for f in failures} | {r.worker_id for r in rejected}),
+            trained=state.trained | trained,
+            excluded=state.excluded | excluded,
             barren=barren,
             totals=totals,
         )

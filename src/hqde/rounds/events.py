@@ -14,8 +14,8 @@ class Event:
     """Something out of the ordinary.
 
     Attributes:
-        kind: ``rejected``, ``failed``, ``skipped``, ``branched``, ``early_stop``, ``resumed`` or
-            ``interrupted``.
+        kind: ``rejected``, ``failed``, ``restarted``, ``excluded``, ``skipped``, ``branched``,
+            ``early_stop``, ``resumed`` or ``interrupted``.
         round_index: the round it happened in.
         worker_id: whom it concerns, or ``None``.
         reason: one sentence.
@@ -101,6 +101,8 @@ class Totals:
     failures: int = 0
     rejected: int = 0
     skipped: int = 0
+    restarts: int = 0
+    excluded: int = 0
     resumes: int = 0
 
 

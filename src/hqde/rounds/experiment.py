@@ -22,6 +22,7 @@ from hqde.data import (
 from hqde.ensemble import Combiner, MeanCombiner
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.models import ModelSpec
+from hqde.rounds.supervision import FaultPolicy
 from hqde.seeding import generator, seeded
 from hqde.topology import RoundPlan, Topology, branch_epoch, plan_rounds
 from hqde.training import Diversity, Recipe, Schedule, WorkerSpec, count_batches
@@ -79,6 +80,7 @@ class Experiment:
         buffers: ``"average"`` shares BatchNorm statistics inside a group; ``"local"`` lets each worker train
             with its own (the member still gets the average).
         groups: overrides by group index.
+        faults: what the run puts up with.
         early_stopping: stop when the ensemble's validation loss has not improved for this many epochs, and
             keep the best; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation split.
@@ -102,6 +104,7 @@ class Experiment:
     rule: Rule = Mean()
     buffers: Literal["average", "local"] = "average"
     groups: Mapping[int, GroupSettings] = field(default_factory=dict)
+    faults: FaultPolicy = FaultPolicy()
     early_stopping: int = 0
     evaluate_every: int = 1
     combiner: Combiner = MeanCombiner()

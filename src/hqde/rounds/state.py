@@ -42,6 +42,8 @@ class RunState:
         committed: each group's weights.
         server: each group's server-optimizer state.
         fresh: workers whose optimizer must start anew because their last update was refused.
+        trained: workers that have trained; those who have not own no buffers yet.
+        excluded: workers that failed too often and get no more orders.
         barren: rounds in a row without a single usable update.
         best: for early stopping.
         totals: what adds up.
@@ -52,6 +54,8 @@ class RunState:
     committed: tuple[Weights, ...]
     server: tuple[ServerState, ...]
     fresh: frozenset[int] = frozenset()
+    trained: frozenset[int] = frozenset()
+    excluded: frozenset[int] = frozenset()
     barren: int = 0
     best: Best | None = None
     totals: Totals = field(default_factory=Totals)
@@ -80,6 +84,8 @@ def pack_state(
         "round_index": state.round_index,
         "groups": [list(group) for group in state.groups],
         "fresh": sorted(state.fresh),
+        "trained": sorted(state.trained),
+        "excluded": sorted(state.excluded),
         "barren": state.barren,
         "best": None if state.best is None else {"loss": state.best.loss, "epoch": state.best.epoch},
         "totals": asdict(state.totals),
@@ -121,6 +127,8 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             committed=committed,
             server=server,
             fresh=frozenset(manifest["fresh"]),
+            trained=frozenset(manifest["trained"]),
+            excluded=frozenset(manifest["excluded"]),
             barren=manifest["barren"],
             best=best,
             totals=Totals(**manifest["totals"]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hqde.backends import make_backend
+from hqde.backends import Backend, LocalBackend
 from hqde.ensemble import describe_evaluation
 from hqde.rounds.engine import Engine, Result
 from hqde.rounds.events import Event, Listener, Listeners
@@ -22,7 +22,7 @@ def train_run(
     *,
     config_toml: str,
     provenance: dict[str, Any],
-    backend: str = "local",
+    backend: Backend | None = None,
     checkpoint_every: int = 1,
     listeners: tuple[Listener, ...] = (),
     resume: bool = False,
@@ -36,7 +36,7 @@ def train_run(
         directory: must be empty, or hold the run to resume.
         config_toml: the resolved configuration, written as it is.
         provenance: plain JSON for the artefact's manifest.
-        backend: name of the backend.
+        backend: where workers live; left out, in this process.
         checkpoint_every: epochs between checkpoints.
         listeners: told of rounds and events after the directory.
         resume: go on from the newest checkpoint.
@@ -53,9 +53,10 @@ def train_run(
     else:
         directory.refuse_if_taken()
     listener = Listeners((directory, *listeners))
+    backend = backend or LocalBackend()
     engine = Engine(
         experiment,
-        make_backend(backend),
+        backend,
         listener=listener,
         store=directory.store,
         checkpoint_every=checkpoint_every,
@@ -74,7 +75,7 @@ def train_run(
     result.ensemble.save(directory.artefact)
     test = experiment.splits.test
     predictions = result.ensemble.predict_labelled(test)
-    metrics = final_metrics(experiment, result, predictions, backend=backend)
+    metrics = final_metrics(experiment, result, predictions, backend=backend.name)
     directory.write_evaluation(describe_evaluation(result.ensemble, test, predictions=predictions))
     directory.write_metrics(metrics)
     return result, metrics
@@ -115,9 +116,11 @@ def final_metrics(
     }
     metrics["faults"] = {
         "failures": totals.failures,
-        "restarts": totals.resumes,
+        "restarts": totals.restarts,
         "rejected": totals.rejected,
         "skipped": totals.skipped,
+        "excluded": totals.excluded,
+        "resumes": totals.resumes,
     }
     return metrics | {
         "backend": backend,

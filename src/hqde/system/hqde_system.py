@@ -12,8 +12,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from hqde.aggregation import ServerOptimizer
-from hqde.backends import make_backend
-from hqde.config import build_config, changed_settings, dump_config, load_tree
+from hqde.backends import Backend, RaySettings, make_backend
+from hqde.config import build_config, changed_settings, dump_config, load_tree, without_place
 from hqde.data import Augmentation, Partitioner, Replicate, Splits, Task, make_partitioner
 from hqde.ensemble import Combiner, Ensemble, Evaluation, MeanCombiner, make_combiner
 from hqde.errors import ArtefactError, PreconditionError, RunError
@@ -21,6 +21,7 @@ from hqde.models import model_spec
 from hqde.rounds import (
     Engine,
     Experiment,
+    FaultPolicy,
     GroupSettings,
     Listener,
     Listeners,
@@ -69,7 +70,10 @@ class HQDESystem:
         classes: names by class id.
         norm: ``"batch"`` or ``"group"``, for the built-in models.
         seed: of every random stream; the same seed and data give the same bits.
-        backend: where workers live.
+        backend: where workers live: ``"local"`` or ``"ray"``.
+        ray: the cluster, and what each worker takes of it.
+        faults: what a run puts up with.
+        threads: torch threads of each worker on Ray; 0 follows from its CPUs.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
 
     Raises:
@@ -112,11 +116,15 @@ class HQDESystem:
         norm: Literal["batch", "group"] = "batch",
         seed: int = 0,
         backend: str = "local",
+        ray: RaySettings = RaySettings(),
+        faults: FaultPolicy = FaultPolicy(),
+        threads: int = 0,
         device: str = "auto",
     ) -> None:
         refuse_quantization(quantization_config)
         topology.num_groups(num_workers)
-        make_backend(backend)
+        self._ray, self._threads = ray, threads
+        make_backend(backend, ray=ray, threads=threads)
         aggregation = read_aggregation(aggregation_config, server)
         self.model_class = model_class
         self.model_kwargs = dict(model_kwargs or {})
@@ -138,6 +146,7 @@ class HQDESystem:
             "server": aggregation.server,
             "buffers": aggregation.buffers,
             "groups": dict(groups or {}),
+            "faults": faults,
             "early_stopping": early_stopping,
             "evaluate_every": evaluate_every,
             "combiner": make_combiner(combiner) if isinstance(combiner, str) else combiner,
@@ -225,15 +234,15 @@ class HQDESystem:
         config = describe(
             experiment,
             backend=self.backend,
+            ray=self._ray,
+            threads=self._threads,
             validation_fraction=validation_fraction,
             split_seed=split_seed,
         )
         config_toml = dump_config(config)
-        provenance: dict[str, object] = {"config": tomllib.loads(config_toml)}
+        provenance: dict[str, object] = {"config": without_place(tomllib.loads(config_toml))}
         if run_dir is None:
-            engine = Engine(
-                experiment, make_backend(self.backend), listener=Listeners(told), provenance=provenance
-            )
+            engine = Engine(experiment, self._backend(), listener=Listeners(told), provenance=provenance)
             result = engine.run()
             predictions = result.ensemble.predict_labelled(splits.test)
             metrics = final_metrics(experiment, result, predictions, backend=self.backend)
@@ -247,7 +256,7 @@ class HQDESystem:
                 directory,
                 config_toml=config_toml,
                 provenance=provenance,
-                backend=self.backend,
+                backend=self._backend(),
                 checkpoint_every=checkpoint_every,
                 listeners=told,
                 resume=resume,
@@ -325,6 +334,9 @@ class HQDESystem:
             options=self.model_kwargs,
         )
         return Experiment(splits=splits, model=model, epochs=num_epochs, recipe=recipe, **self._settings)
+
+    def _backend(self) -> Backend:
+        return make_backend(self.backend, ray=self._ray, threads=self._threads)
 
     def _factories(self) -> Callable[..., nn.Module] | dict[str, Callable[..., nn.Module]] | None:
         """The classes that were given in Python, for loading what cannot be imported by its name."""

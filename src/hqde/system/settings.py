@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from hqde.aggregation import Adaptive, FedAvg, Momentum, ServerOptimizer, make_server_optimizer
+from hqde.backends import RaySettings
 from hqde.config import (
     Config,
     DataSettings,
@@ -19,9 +20,7 @@ from hqde.config import (
 from hqde.data import Bootstrap, Dirichlet, Iid, Partitioner, Replicate, Split
 from hqde.errors import ConfigError, did_you_mean
 from hqde.models import BUILT_IN
-from hqde.rounds import (
-    Experiment,
-)
+from hqde.rounds import Experiment
 
 Buffers = Literal["average", "local"]
 
@@ -98,7 +97,15 @@ def refuse_quantization(config: Mapping[str, Any] | None) -> None:
         )
 
 
-def describe(experiment: Experiment, *, backend: str, validation_fraction: float, split_seed: int) -> Config:
+def describe(
+    experiment: Experiment,
+    *,
+    backend: str,
+    ray: RaySettings,
+    threads: int,
+    validation_fraction: float,
+    split_seed: int,
+) -> Config:
     """A system's settings as a configuration, for the run directory and the artefact.
 
     What has no name in a configuration file, such as a data set in memory or a partitioner of your own, is
@@ -127,10 +134,13 @@ def describe(experiment: Experiment, *, backend: str, validation_fraction: float
             epochs=experiment.epochs,
             seed=experiment.seed,
             backend=backend,
+            threads=threads,
             device=experiment.device,
             early_stopping=experiment.early_stopping,
             evaluate_every=experiment.evaluate_every,
         ),
+        faults=experiment.faults,
+        ray=ray,
         group={
             str(number): GroupConfig(
                 model=None if group.model is None else group.model.name,

@@ -3,9 +3,9 @@
 - ``flat``: every row goes to the driver, which adds them up. Its link carries O(n·d) bytes.
 - ``tree``: tasks add up ``fan_in`` rows each, and their sums are added up in turn. The busiest link carries
   O(fan_in·d), and there are ⌈log n / log fan_in⌉ levels. For weighted sums only.
-- ``sharded`` (MapReduce): every worker cuts its row into coordinate shards, one task combines one shard of all
-  rows. With as many shards as nodes each link carries O(d), whatever n. For every rule: the inner products that a
-  rule decides on are summed over the shards first.
+- ``sharded`` (MapReduce): every worker cuts its row into coordinate shards, one task combines one shard of
+  all rows. With as many shards as nodes each link carries O(d), whatever n. For every rule: the inner
+  products that a rule decides on are summed over the shards first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Plan:
 
     Attributes:
         kind: how it is spread.
-        fan_in: rows that one task of a tree adds up, a power of two: only then do its sums have the bits of the
-            flat one.
+        fan_in: rows that one task of a tree adds up, a power of two: only then do its sums have the bits of
+            the flat one.
         bounds: the pieces each worker's row ``(d,)`` is cut into: first and past-the-last coordinate.
     """
 

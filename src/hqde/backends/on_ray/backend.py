@@ -149,7 +149,9 @@ class RayBackend:
     def _plans_of(self, orders: Sequence[Order]) -> dict[int, Plan]:
         """Workers that start from the same weights are a group; each group has a plan."""
         sizes = Counter(id(order.start.vector) for order in orders)
-        return {order.worker_id: self._plan(order.start.vector, sizes[id(order.start.vector)]) for order in orders}
+        return {
+            order.worker_id: self._plan(order.start.vector, sizes[id(order.start.vector)]) for order in orders
+        }
 
     def _plan(self, vector: Tensor, num_rows: int) -> Plan:
         settings, nodes = self._settings, len(alive_nodes())
@@ -166,5 +168,3 @@ class RayBackend:
 
     def _owner_of(self, row: Delta) -> int:
         return row.handle.worker_id if isinstance(row, RemoteDelta) else -1
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -25,7 +24,7 @@ class Board:
         self._before: dict[int, tuple[Tensor, Bounds, list[Any]]] = {}
 
     def pieces(self, vector: Tensor, bounds: Bounds | None = None) -> list[Any]:
-        """References to a vector's pieces, as they are or cut at ``bounds``; put into the store if need be."""
+        """References to a vector's pieces, as they are or cut at ``bounds``; put out there if need be."""
         found = self._now.get(id(vector)) or self._before.get(id(vector))
         if found is None or (bounds is not None and found[1] != bounds):
             cuts = bounds or ((0, len(vector)),)

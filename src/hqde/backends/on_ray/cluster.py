@@ -89,9 +89,7 @@ def seat(settings: RaySettings, num_workers: int, threads: int) -> Seats:
     Raises:
         ConfigError: they do not fit; the sentence has the numbers.
     """
-    return plan_seats(
-        settings, num_workers, threads, cpus=node_resources("CPU"), gpus=node_resources("GPU")
-    )
+    return plan_seats(settings, num_workers, threads, cpus=node_resources("CPU"), gpus=node_resources("GPU"))
 
 
 def plan_seats(
@@ -105,11 +103,12 @@ def plan_seats(
     """
     total = sum(cpus)
     num_cpus = settings.num_cpus or min(_even_share(num_workers, cpus), float(threads) or math.inf)
-    if _fits(num_cpus, cpus) < num_workers:
+    room = _fits(num_cpus, cpus)
+    if room < num_workers:
         raise ConfigError(
-            f"{num_workers} workers of {num_cpus:g} CPUs each do not fit on {len(cpus)} node(s) with {total:g} "
-            f"CPUs: {_fits(num_cpus, cpus)} would; use run.workers={_fits(num_cpus, cpus)} or "
-            f"ray.num_cpus={_even_share(num_workers, cpus):g}"
+            f"{num_workers} workers of {num_cpus:g} CPUs each do not fit on {len(cpus)} node(s) with "
+            f"{total:g} CPUs: {room} would; use ray.num_cpus={_even_share(num_workers, cpus):g}"
+            + (f" or run.workers={room}" if room else "")
         )
     if settings.num_gpus and _fits(settings.num_gpus, gpus) < num_workers:
         room = _fits(settings.num_gpus, gpus)

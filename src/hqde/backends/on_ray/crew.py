@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,7 +124,7 @@ class Crew:
         return self._layouts[worker]
 
     def call_all(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of every actor and wait for all; errors of the worker's own are raised as they are."""
+        """Call a method of every actor and wait for all; an error of a worker's is raised as it is."""
         calls = [getattr(seat.actor, method).remote(*arguments) for seat in self.workers]
         try:
             return list(ray.get(calls))
@@ -178,7 +179,11 @@ class Crew:
                         del running[ref]
                         ended.append((run.order, lost))
                 for order, outcome in ended:
-                    if isinstance(outcome, Failure) and supervisor is not None and supervisor.retries(outcome):
+                    if (
+                        isinstance(outcome, Failure)
+                        and supervisor is not None
+                        and supervisor.retries(outcome)
+                    ):
                         self.workers[order.worker_id].restore = True
                         waiting.append(replace(order, attempt=order.attempt + 1))
                     else:
@@ -186,15 +191,15 @@ class Crew:
                 if on_step is not None:
                     self._report_steps(running, on_step)
         finally:
-            # Left early (Ctrl-C, a caller that stops listening): whoever is still at work stands nowhere known.
+            # Left early (Ctrl-C, a caller that stops listening): nobody knows where who is at work stands.
             for order in [*(run.order for run in running.values()), *(order for order, _ in hiring.values())]:
                 self.dismiss(order.worker_id)
 
     def send_again(self, worker: int) -> Update:
         """The update of a worker's last order once more: what arrived was damaged, or is lost.
 
-        A worker that still lives hands out what it has; one that died is replaced, put back to where the round
-        began, and trains it again, to the same bits.
+        A worker that still lives hands out what it has; one that died is replaced, put back to where the
+        round began, and trains it again, to the same bits.
 
         Raises:
             WorkerError: that failed too.
@@ -213,7 +218,8 @@ class Crew:
                 return outcome
         assert isinstance(outcome, Failure)
         raise WorkerError(
-            f"worker {worker} cannot hand in its update of round {run.order.round_index} again: {outcome.reason}",
+            f"worker {worker} cannot hand in its update of round {run.order.round_index} again: "
+            f"{outcome.reason}",
             worker_id=worker,
         )
 
@@ -246,13 +252,13 @@ class Crew:
             if isinstance(cause, HqdeError):
                 raise ConfigError(f"on Ray, worker {worker} cannot be built: {cause}") from None
             raise ConfigError(
-                f"on Ray, worker {worker} cannot be built ({type(cause).__name__}: {_first_line(cause)}); make "
-                f"the model's module importable on every node"
+                f"on Ray, worker {worker} cannot be built ({type(cause).__name__}: {_first_line(cause)}); "
+                f"make the model's module importable on every node"
             ) from None
         except GetTimeoutError:
             raise WorkerError(
-                f"worker {worker} did not start on Ray within {HIRING_TIMEOUT_S:g} s; see `ray status` for what "
-                f"the cluster has left",
+                f"worker {worker} did not start on Ray within {HIRING_TIMEOUT_S:g} s; see `ray status` for "
+                f"what the cluster has left",
                 worker_id=worker,
             ) from None
         except RayError as error:
@@ -284,6 +290,7 @@ class Crew:
         try:
             update: Update = ray.get(run.report)
         except RayTaskError as error:
+            _swallow([run.state, *run.pieces])
             cause = _cause(error)
             if isinstance(cause, HqdeError):
                 raise cause from None
@@ -313,7 +320,9 @@ class Crew:
         if patience_s is None or waited_s <= patience_s:
             return None
         self.dismiss(run.order.worker_id)  # a step that hangs cannot be cancelled, only killed
-        return _failure(run.order, f"not done after {waited_s:.1f} s, {patience_s:.1f} s were expected", "late")
+        return _failure(
+            run.order, f"not done after {waited_s:.1f} s, {patience_s:.1f} s were expected", "late"
+        )
 
     def _report_steps(self, running: Mapping[Any, Running], on_step: StepReport) -> None:
         asked = {
@@ -333,6 +342,13 @@ class Crew:
 
 def _since(began: float) -> float:
     return time.perf_counter() - began
+
+
+def _swallow(refs: Sequence[Any]) -> None:
+    """A failed call fails through each of its references; Ray logs those that nobody looked at."""
+    for ref in refs:
+        with contextlib.suppress(RayError):
+            ray.get(ref)
 
 
 def _with_control(actor_class: type[WorkerActor]) -> type[WorkerActor]:

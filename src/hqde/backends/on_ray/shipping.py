@@ -1,7 +1,8 @@
 """Values on their way between processes: tensors travel as flat buffers that the receiver reads in place.
 
-Ray copies a CPU tensor when it pickles it, and a view takes its whole storage along. Here every tensor becomes a
-contiguous NumPy buffer beside the pickle (protocol 5, PEP 574), which Ray's object store hands out without copies.
+Ray copies a CPU tensor when it pickles it, and a view takes its whole storage along. Here every tensor
+becomes a contiguous NumPy buffer beside the pickle (protocol 5, PEP 574), which Ray's object store hands out
+without copies.
 """
 
 from __future__ import annotations
@@ -68,17 +69,17 @@ def checksum(array: np.ndarray) -> int:
     >>> checksum(np.array([0, 1], dtype=np.uint8))
     904355471
     """
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     """Sends dense CPU tensors out of band; everything else as cloudpickle would."""
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) in (Tensor, nn.Parameter) and obj.layout == torch.strided and not obj.is_quantized:
             array = as_array(obj)
             if array.nbytes:
-                flat = pickle.PickleBuffer(array.reshape(-1).view(np.uint8))
+                flat = pickle.PickleBuffer(array.reshape(-1).view(np.uint8).data)
                 return _rebuild, (flat, obj.dtype, tuple(obj.shape), _kind(obj))
         return super().reducer_override(obj)
 

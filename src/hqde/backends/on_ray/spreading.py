@@ -49,7 +49,9 @@ class DamagedPieceError(Exception):
         self.row = row
 
 
-def spread(task: Combination, plan: Plan, board: Board, workers: Sequence[int], send_again: SendAgain) -> Combined:
+def spread(
+    task: Combination, plan: Plan, board: Board, workers: Sequence[int], send_again: SendAgain
+) -> Combined:
     """Carry out a combination by a plan.
 
     Args:
@@ -124,7 +126,9 @@ def _tree(task: Combination, rows: Sequence[RemoteDelta], fan_in: int) -> Combin
 def _sharded(task: Combination, rows: Sequence[RemoteDelta], plan: Plan, board: Board) -> Combined:
     check_shares(len(rows), task.shares)
     dtype = rows[0].dtype
-    checks = [[(row, delta.handle.checksums[s]) for row, delta in enumerate(rows)] for s in range(len(plan.bounds))]
+    checks = [
+        [(row, delta.handle.checksums[s]) for row, delta in enumerate(rows)] for s in range(len(plan.bounds))
+    ]
     refs = [[delta.handle.refs[s] for delta in rows] for s in range(len(plan.bounds))]
     gram = None
     if task.rule.basis == "gram":
@@ -137,12 +141,16 @@ def _sharded(task: Combination, rows: Sequence[RemoteDelta], plan: Plan, board: 
         gram = gram_matrix(merge_parts(ray.get(parts)))
     decision = task.rule.decide(gram, task.shares)
     names = sorted(task.state)
-    known = [board.pieces(tensor, plan.bounds) for tensor in (task.base, *(task.state[name] for name in names))]
+    known = [
+        board.pieces(tensor, plan.bounds) for tensor in (task.base, *(task.state[name] for name in names))
+    ]
     made = []
     for shard, (first, last) in enumerate(plan.bounds):
         step = (task.rule, decision, task.server, max(0, min(task.num_parameters - first, last - first)))
         call = _combine_shard.options(num_returns=1 + len(names))
-        result = call.remote(step, dtype, names, checks[shard], *(refs[shard] for refs in known), *refs[shard])
+        result = call.remote(
+            step, dtype, names, checks[shard], *(refs[shard] for refs in known), *refs[shard]
+        )
         made.append(result if names else [result])
     vector, *state = (_gather([result[place] for result in made], dtype) for place in range(1 + len(names)))
     for tensor, place in zip((vector, *state), range(1 + len(names)), strict=True):
@@ -162,7 +170,9 @@ def _as_remote(row: Tensor, plan: Plan) -> RemoteDelta:
 
 
 def _is_lost(row: RemoteDelta) -> bool:
-    ready, _ = ray.wait(list(row.handle.refs), num_returns=len(row.handle.refs), timeout=5.0, fetch_local=True)
+    ready, _ = ray.wait(
+        list(row.handle.refs), num_returns=len(row.handle.refs), timeout=5.0, fetch_local=True
+    )
     if len(ready) < len(row.handle.refs):
         return True
     try:
@@ -181,7 +191,9 @@ def _verify(arrays: Sequence[np.ndarray], checksums: Sequence[int], rows: Sequen
 # -- tasks: no CPU of their own, because the actors, idle now, hold them all --------------------------------
 
 
-def _rows(dtype: torch.dtype, checks: Sequence[tuple[int, int]], arrays: Sequence[np.ndarray]) -> list[Tensor]:
+def _rows(
+    dtype: torch.dtype, checks: Sequence[tuple[int, int]], arrays: Sequence[np.ndarray]
+) -> list[Tensor]:
     _verify(arrays, [expected for _, expected in checks], [row for row, _ in checks])
     return [as_tensor(array, dtype) for array in arrays]
 

@@ -146,5 +146,3 @@ def whole_update(update: Update, refs: Sequence[Any]) -> Update:
     assert isinstance(update.delta, RemoteDelta)
     handle = replace(update.delta.handle, refs=tuple(refs))
     return replace(update, delta=replace(update.delta, handle=handle))
-
-
