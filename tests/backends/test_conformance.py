@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from hqde.backends import BACKENDS, make_backend
+from hqde.backends import BACKENDS, RaySettings, make_backend
 from hqde.errors import ConfigError
 from hqde.testing import BACKEND_CHECKS
 
 
-@pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
-def test_backend_conforms(name, check):
-    check(lambda: make_backend(name))
+def test_the_local_backend_conforms(check):
+    check(lambda: make_backend("local"))
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
+def test_the_ray_backend_conforms(check, on_ray):
+    check(lambda: make_backend("ray"))
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize("plan", ["tree", "sharded"])
+def test_updates_are_the_same_under_every_plan(plan, on_ray):
+    BACKEND_CHECKS[0](lambda: make_backend("ray", ray=RaySettings(plan=plan)))
+
+
+def test_every_backend_is_tested_here():
+    assert BACKENDS == ("local", "ray")
 
 
 def test_unknown_backend_is_named():
