@@ -4,56 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
 
 from hqde.backends import LocalBackend, RaySettings
 from hqde.errors import WorkerError
-from hqde.rounds import Engine, FaultPolicy, Listeners
-from hqde.testing import Fault, FaultyBackend, small_experiment
-from hqde.topology import Topology
+from hqde.rounds import FaultPolicy
+from hqde.testing import Fault, FaultyBackend
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 POLICY = FaultPolicy(patience=3.0)
-
-
-class Recorder(Listeners):
-    def __init__(self):
-        super().__init__(())
-        object.__setattr__(self, "events", [])
-
-    def on_event(self, event):
-        self.events.append(event)
-
-    def told(self, kind):
-        return [event for event in self.events if event.kind == kind]
-
-
-def experiment(**changes):
-    return replace(small_experiment(num_workers=4), topology=Topology(groups=2), epochs=3, **changes)
-
-
-def run(backend, exp, **options):
-    recorder = Recorder()
-    result = Engine(exp, backend, listener=recorder, **options).run()
-    return result, recorder
-
-
-def weights_of(result):
-    return [weights.vector for weights in result.state.committed]
-
-
-def assert_same_weights(one, other):
-    for left, right in zip(weights_of(one), weights_of(other), strict=True):
-        assert torch.equal(left, right)
-
-
-@pytest.fixture(scope="module")
-def undisturbed():
-    return run(LocalBackend(), experiment())[0]
 
 
 RECOVERED = ["killed_before", "killed_during", "killed_after", "raises", "corrupted", "hangs", "slow"]
@@ -62,16 +24,16 @@ RECOVERED = ["killed_before", "killed_during", "killed_after", "raises", "corrup
 @pytest.mark.parametrize("plan", ["flat", "sharded"])
 @pytest.mark.parametrize("kind", RECOVERED)
 def test_after_any_fault_the_weights_are_those_of_an_undisturbed_run(
-    kind, plan, on_ray, tmp_path, undisturbed
+    kind, plan, on_ray, tmp_path, runs, undisturbed
 ):
     from hqde.backends.on_ray import RayBackend
     from hqde.testing.ray_faults import ActorFault, faulty_actor, injected
 
     actor = faulty_actor([ActorFault(1, 2, kind)], tmp_path)
     backend = RayBackend(RaySettings(plan=plan), threads=1, actor_class=actor)
-    result, recorder = run(backend, experiment(faults=POLICY))
+    result, recorder = runs.run(backend, runs.experiment(faults=POLICY))
     assert injected(tmp_path) == Counter({kind: 1})
-    assert_same_weights(result, undisturbed)
+    runs.assert_same_weights(result, undisturbed)
     assert result.state.totals.failures == 0
     if kind not in ("corrupted", "slow", "killed_after"):
         [event] = recorder.told("restarted")
@@ -79,20 +41,20 @@ def test_after_any_fault_the_weights_are_those_of_an_undisturbed_run(
         assert result.state.totals.restarts == 1
 
 
-def test_a_nan_update_is_rejected_and_the_others_go_on(on_ray, tmp_path):
+def test_a_nan_update_is_rejected_and_the_others_go_on(on_ray, tmp_path, runs):
     from hqde.backends.on_ray import RayBackend
     from hqde.testing.ray_faults import ActorFault, faulty_actor
 
     actor = faulty_actor([ActorFault(1, 2, "nan")], tmp_path)
-    result, recorder = run(RayBackend(threads=1, actor_class=actor), experiment())
-    expected, _ = run(FaultyBackend(LocalBackend(), (Fault(1, 2, "nan_delta"),)), experiment())
+    result, recorder = runs.run(RayBackend(threads=1, actor_class=actor), runs.experiment())
+    expected, _ = runs.run(FaultyBackend(LocalBackend(), (Fault(1, 2, "nan_delta"),)), runs.experiment())
     [event] = recorder.told("rejected")
     assert event.worker_id == 1
     assert "1 of" in event.reason
-    assert_same_weights(result, expected)
+    runs.assert_same_weights(result, expected)
 
 
-def test_a_worker_that_fails_every_time_is_excluded_with_the_reason(on_ray, tmp_path):
+def test_a_worker_that_fails_every_time_is_excluded_with_the_reason(on_ray, tmp_path, runs):
     from hqde.backends.on_ray import RayBackend, WorkerActor
 
     class AlwaysFails(WorkerActor):
@@ -102,7 +64,9 @@ def test_a_worker_that_fails_every_time_is_excluded_with_the_reason(on_ray, tmp_
             return super()._train(worker, order, bounds)
 
     policy = FaultPolicy(max_restarts=2)
-    result, recorder = run(RayBackend(threads=1, actor_class=AlwaysFails), experiment(faults=policy))
+    result, recorder = runs.run(
+        RayBackend(threads=1, actor_class=AlwaysFails), runs.experiment(faults=policy)
+    )
     assert len(recorder.told("restarted")) == 2
     [event] = recorder.told("excluded")
     assert (event.worker_id, event.round_index) == (3, 2)
@@ -111,7 +75,7 @@ def test_a_worker_that_fails_every_time_is_excluded_with_the_reason(on_ray, tmp_
     assert result.state.totals.excluded == 1
 
 
-def test_out_of_memory_means_fewer_workers_at_a_time(on_ray, tmp_path, undisturbed):
+def test_out_of_memory_means_fewer_workers_at_a_time(on_ray, tmp_path, runs, undisturbed):
     from hqde.backends.on_ray import RayBackend, WorkerActor
 
     class RunsOutOnce(WorkerActor):
@@ -120,14 +84,14 @@ def test_out_of_memory_means_fewer_workers_at_a_time(on_ray, tmp_path, undisturb
                 raise torch.OutOfMemoryError("tried to allocate 2 GiB")
             return super()._train(worker, order, bounds)
 
-    result, recorder = run(RayBackend(threads=1, actor_class=RunsOutOnce), experiment())
+    result, recorder = runs.run(RayBackend(threads=1, actor_class=RunsOutOnce), runs.experiment())
     [event] = recorder.told("restarted")
     assert "out of memory" in event.reason
     assert "1 worker(s) at a time" in event.reason
-    assert_same_weights(result, undisturbed)
+    runs.assert_same_weights(result, undisturbed)
 
 
-def test_when_all_workers_fail_the_run_ends_with_the_reason(on_ray):
+def test_when_all_workers_fail_the_run_ends_with_the_reason(on_ray, runs):
     from hqde.backends.on_ray import RayBackend, WorkerActor
 
     class NeverWorks(WorkerActor):
@@ -136,5 +100,7 @@ def test_when_all_workers_fail_the_run_ends_with_the_reason(on_ray):
 
     began = time.perf_counter()
     with pytest.raises(WorkerError, match="all 4 workers failed in round 1: OSError: disk on fire"):
-        run(RayBackend(threads=1, actor_class=NeverWorks), experiment(faults=FaultPolicy(max_restarts=1)))
+        runs.run(
+            RayBackend(threads=1, actor_class=NeverWorks), runs.experiment(faults=FaultPolicy(max_restarts=1))
+        )
     assert time.perf_counter() - began < 60

@@ -48,6 +48,10 @@ class Supervisor(Protocol):
         """An update for ``order`` came in ``seconds`` after the order began."""
         ...
 
+    def on_repair(self, round_index: int, reason: str) -> None:
+        """Copies that were lost or damaged have been made anew."""
+        ...
+
     def retries(self, failure: Failure) -> bool:
         """Whether the worker is put back to where its round began and given the order again."""
         ...

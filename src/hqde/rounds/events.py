@@ -14,8 +14,8 @@ class Event:
     """Something out of the ordinary.
 
     Attributes:
-        kind: ``rejected``, ``failed``, ``restarted``, ``excluded``, ``skipped``, ``branched``,
-            ``early_stop``, ``resumed`` or ``interrupted``.
+        kind: ``rejected``, ``failed``, ``restarted``, ``excluded``, ``repaired``, ``skipped``,
+            ``branched``, ``early_stop``, ``resumed`` or ``interrupted``.
         round_index: the round it happened in.
         worker_id: whom it concerns, or ``None``.
         reason: one sentence.

@@ -93,6 +93,10 @@ class RoundSupervisor:
         self._arrived[_kind(order)].append(seconds / _work(order))
         self._own[order.worker_id] = seconds / _work(order)
 
+    def on_repair(self, round_index: int, reason: str) -> None:
+        """Tell of copies that were made anew."""
+        self._tell(Event("repaired", round_index, None, reason))
+
     def retries(self, failure: Failure) -> bool:
         """Whether there is another attempt, and tell of it."""
         if failure.attempt >= self._policy.max_restarts:

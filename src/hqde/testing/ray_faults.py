@@ -27,8 +27,8 @@ class ActorFault:
 
     Args:
         worker_id, round_index: whose round.
-        kind: ``killed_before``, ``killed_during``, ``killed_after`` (SIGKILL), ``raises``, ``hangs``, ``slow``
-            (5 × its time), ``nan`` (one element of the delta) or ``corrupted`` (one bit of what is
+        kind: ``killed_before``, ``killed_during``, ``killed_after`` (SIGKILL), ``raises``, ``hangs``,
+            ``slow`` (5 × its time), ``nan`` (one element of the delta) or ``corrupted`` (one bit of what is
             sent).
     """
 

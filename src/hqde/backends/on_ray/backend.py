@@ -13,10 +13,11 @@ from hqde.aggregation import BLOCK, Combination, Combined, Delta, RemoteDelta
 from hqde.backends.base import Outcome, StepReport, Supervisor
 from hqde.backends.on_ray.board import Board
 from hqde.backends.on_ray.cluster import alive_nodes, join, seat
-from hqde.backends.on_ray.crew import Crew, states_by_worker
+from hqde.backends.on_ray.crew import Crew, Kept
 from hqde.backends.on_ray.predicting import predict_members
 from hqde.backends.on_ray.shipping import pack, unpack
 from hqde.backends.on_ray.spreading import fetch, spread
+from hqde.backends.on_ray.weight_store import WeightStore
 from hqde.backends.on_ray.worker_actor import WorkerActor
 from hqde.backends.ray_settings import RaySettings
 from hqde.data import Examples
@@ -49,6 +50,7 @@ class RayBackend:
         self._actor_class = actor_class
         self._ours = False
         self._crew: Crew | None = None
+        self._store: WeightStore | None = None
         self._board = Board()
         self._plans: dict[int, Plan] = {}  # by worker, for the round under way
         self._examples: dict[int, tuple[Examples, Any]] = {}
@@ -62,7 +64,12 @@ class RayBackend:
         self._ours = join(self._settings)
         try:
             seats = seat(self._settings, len(specs), self._threads)
-            self._crew = Crew(specs, self._shared(examples), seats, actor_class=self._actor_class)
+            copies = self._settings.replication_factor or min(2, len(alive_nodes()))
+            if copies > 1:
+                self._store = WeightStore(copies)
+            self._board = Board(self._store)
+            shared = self._shared(examples)
+            self._crew = Crew(specs, shared, seats, store=self._store, actor_class=self._actor_class)
             self._crew.hire()
         except BaseException:
             self.close()
@@ -85,10 +92,12 @@ class RayBackend:
     ) -> Iterator[Outcome]:
         """One call for each worker; the start of a group is put into the object store once."""
         self._board.turn()
+        self._mend(orders[0].round_index if orders else 0, supervisor)
         self._plans = self._plans_of(orders)
         yield from self._hired.train(
             orders,
-            start_refs=self._start_refs,
+            start_refs=lambda start: self._board.pieces(start.vector),
+            on_loss=lambda order: self._recover(order, supervisor),
             cut=lambda order: self._plans[order.worker_id].bounds,
             on_step=on_step,
             supervisor=supervisor,
@@ -112,20 +121,22 @@ class RayBackend:
 
     def worker_states(self) -> Mapping[int, WorkerState]:
         """Every worker's state."""
-        refs = states_by_worker(self._hired)
+        refs = self._hired.states()
         return dict(zip(refs, map(unpack, ray.get(list(refs.values()))), strict=True))
 
     def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:  # noqa: ARG002
         """Workers take up their states, over their group's weights, when their next round begins."""
         for worker, state in states.items():
             own = self._hired.workers[worker]
-            own.state, own.restore = ray.put(pack(state)), True
+            own.state, own.restore = Kept(ray.put(pack(state))), True
 
     def close(self) -> None:
         """Let go of actors and objects, and of Ray if it was started or joined here."""
         if self._crew is not None:
             self._crew.close()
-        self._crew = None
+        if self._store is not None:
+            self._store.close()
+        self._crew = self._store = None
         self._board.clear()
         self._plans, self._examples = {}, {}
         if self._ours and ray.is_initialized():
@@ -143,8 +154,18 @@ class RayBackend:
             self._examples[id(examples)] = (examples, ray.put(pack(examples)))
         return self._examples[id(examples)][1]
 
-    def _start_refs(self, start: Weights) -> Sequence[Any]:
-        return self._board.pieces(start.vector)
+    def _recover(self, order: Order, supervisor: Supervisor | None) -> None:
+        """A machine may be gone: make new copies of what it held, and put the round's start out again."""
+        self._mend(order.round_index, supervisor, surely=True)
+        self._board.forget(order.start.vector)
+
+    def _mend(self, round_index: int, supervisor: Supervisor | None, *, surely: bool = False) -> None:
+        if self._store is None:
+            return
+        self._store.settle()
+        for sentence in self._store.heal() if surely or self._store.needs_healing() else ():
+            if supervisor is not None:
+                supervisor.on_repair(round_index, sentence)
 
     def _plans_of(self, orders: Sequence[Order]) -> dict[int, Plan]:
         """Workers that start from the same weights are a group; each group has a plan."""

@@ -2,50 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import ray
 from torch import Tensor
 
 from hqde.backends.on_ray.shipping import as_array
+from hqde.backends.on_ray.weight_store import WeightStore
 
 Bounds = tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class Posted:
+    """A vector of this process and its pieces out there: references, or names in the weight store."""
+
+    vector: Tensor
+    bounds: Bounds
+    refs: list[Any]
+    names: list[str]
+
+
 class Board:
-    """Vectors of this process, by identity, and references to their pieces out there.
+    """Vectors of this process, by identity, and where their pieces are.
 
     A vector is remembered from one ``turn`` to the end of the next, so that what a round made can start the
     following one; what is remembered must not be written to.
+
+    Args:
+        store: keeps the pieces on several nodes; ``None`` leaves them where they were made.
     """
 
-    def __init__(self) -> None:
-        self._now: dict[int, tuple[Tensor, Bounds, list[Any]]] = {}
-        self._before: dict[int, tuple[Tensor, Bounds, list[Any]]] = {}
+    def __init__(self, store: WeightStore | None = None) -> None:
+        self._store = store
+        self._now: dict[int, Posted] = {}
+        self._before: dict[int, Posted] = {}
+        self._number = count()
+        self._version = 0
 
     def pieces(self, vector: Tensor, bounds: Bounds | None = None) -> list[Any]:
         """References to a vector's pieces, as they are or cut at ``bounds``; put out there if need be."""
         found = self._now.get(id(vector)) or self._before.get(id(vector))
-        if found is None or (bounds is not None and found[1] != bounds):
+        if found is None or (bounds is not None and found.bounds != bounds):
             cuts = bounds or ((0, len(vector)),)
             array = as_array(vector)
-            found = (vector, cuts, [ray.put(array[first:last]) for first, last in cuts])
+            self.remember(vector, cuts, [ray.put(array[first:last]) for first, last in cuts])
+            found = self._now[id(vector)]
         self._now[id(vector)] = found
-        return found[2]
+        if self._store is not None and all(name in self._store.cells for name in found.names):
+            return [self._store.reference(name) for name in found.names]
+        return found.refs
 
     def remember(self, vector: Tensor, bounds: Bounds, refs: list[Any]) -> None:
         """The pieces of a vector are out there."""
-        self._now[id(vector)] = (vector, bounds, refs)
+        names: list[str] = []
+        if self._store is not None:
+            number = next(self._number)
+            names = [f"vector-{number}/{piece}" for piece in range(len(refs))]
+            for name, ref in zip(names, refs, strict=True):
+                self._store.keep(name, self._version, ref)
+            self._store.settle()
+        self._now[id(vector)] = Posted(vector, bounds, refs, names)
 
     def forget(self, vector: Tensor) -> None:
         """The pieces of a vector are lost; the next who asks puts them there again."""
-        self._now.pop(id(vector), None)
-        self._before.pop(id(vector), None)
+        self._drop(self._now.pop(id(vector), None), self._before.pop(id(vector), None))
 
     def turn(self) -> None:
         """A new round begins: drop what the round before did not use."""
+        self._version += 1
+        kept = {id(posted) for posted in self._now.values()}
+        self._drop(*(posted for posted in self._before.values() if id(posted) not in kept))
         self._before, self._now = self._now, {}
 
     def clear(self) -> None:
         """Drop everything."""
-        self._now, self._before = {}, {}
+        self._now, self._before, self._store = {}, {}, None
+
+    def _drop(self, *posted: Posted | None) -> None:
+        if self._store is not None:
+            self._store.drop(name for each in posted if each is not None for name in each.names)

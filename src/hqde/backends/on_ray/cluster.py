@@ -103,15 +103,15 @@ def plan_seats(
     """
     total = sum(cpus)
     num_cpus = settings.num_cpus or min(_even_share(num_workers, cpus), float(threads) or math.inf)
-    room = _fits(num_cpus, cpus)
+    room = num_fitting(num_cpus, cpus)
     if room < num_workers:
         raise ConfigError(
             f"{num_workers} workers of {num_cpus:g} CPUs each do not fit on {len(cpus)} node(s) with "
             f"{total:g} CPUs: {room} would; use ray.num_cpus={_even_share(num_workers, cpus):g}"
             + (f" or run.workers={room}" if room else "")
         )
-    if settings.num_gpus and _fits(settings.num_gpus, gpus) < num_workers:
-        room = _fits(settings.num_gpus, gpus)
+    if settings.num_gpus and num_fitting(settings.num_gpus, gpus) < num_workers:
+        room = num_fitting(settings.num_gpus, gpus)
         cure = f"use run.workers={room}, or a smaller ray.num_gpus" if room else "set ray.num_gpus = 0"
         raise ConfigError(
             f"{num_workers} workers of {settings.num_gpus:g} GPUs each do not fit on {sum(gpus):g} GPUs: "
@@ -122,8 +122,8 @@ def plan_seats(
     return Seats(num_cpus, settings.num_gpus, threads, at_a_time)
 
 
-def _fits(each: float, nodes: Sequence[float]) -> int:
-    """Workers that fit on nodes without being split over two."""
+def num_fitting(each: float, nodes: Sequence[float]) -> int:
+    """Workers of ``each`` CPUs or GPUs that fit on nodes without being split over two."""
     return sum(int(node / each + 1e-6) for node in nodes)
 
 
@@ -131,7 +131,7 @@ def _even_share(num_workers: int, nodes: Sequence[float]) -> float:
     """The largest equal share with which all workers fit; whole CPUs from 1 on."""
     for each in sorted({node / k for node in nodes for k in range(1, num_workers + 1) if node}, reverse=True):
         share = float(int(each)) if each >= 1 else math.floor(each * 1e4) / 1e4
-        if _fits(share, nodes) >= num_workers:
+        if num_fitting(share, nodes) >= num_workers:
             return share
     return math.floor(min(nodes, default=1.0) / num_workers * 1e4) / 1e4
 

@@ -23,8 +23,9 @@ from ray.exceptions import (
 
 from hqde.aggregation import Update
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
-from hqde.backends.on_ray.cluster import Seats
+from hqde.backends.on_ray.cluster import Seats, node_resources, num_fitting
 from hqde.backends.on_ray.shipping import pack
+from hqde.backends.on_ray.weight_store import DamagedCopyError, WeightStore
 from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update
 from hqde.errors import ConfigError, HqdeError, WorkerError
 from hqde.training import Order, WorkerSpec
@@ -34,13 +35,21 @@ HIRING_TIMEOUT_S = 120.0  # for an actor to be placed, import torch and build it
 POLL_S = 0.25  # between two looks at deadlines and progress
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A worker's packed state: a reference to it, and its name in the weight store if it is there."""
+
+    ref: Any
+    name: str = ""
+
+
 @dataclass
 class Running:
     """An order under way: what was asked, and references to what comes back.
 
     Attributes:
         order, start, bounds: what was asked; ``start`` are references to the start's vector.
-        before: reference to the worker's state when the round began.
+        before: the worker's state when the round began; ``None`` before its first.
         began: when it was asked.
         report, state, pieces: what comes back.
     """
@@ -48,7 +57,7 @@ class Running:
     order: Order
     start: Sequence[Any]
     bounds: Sequence[tuple[int, int]]
-    before: Any
+    before: Kept | None
     began: float
     report: Any
     state: Any
@@ -63,7 +72,7 @@ class Seat:
         spec: what to build.
         actor: its handle; ``None`` while nobody is hired.
         pid: process id of the actor.
-        state: reference to a packed ``WorkerState``; ``None`` before the first round.
+        state: its ``WorkerState``; ``None`` before the first round.
         restore: the actor does not stand where ``state`` says; the next order must put it there.
         last: the last order it finished, for as long as its delta may be asked for again.
     """
@@ -71,7 +80,7 @@ class Seat:
     spec: WorkerSpec
     actor: Any = None
     pid: int = 0
-    state: Any = None
+    state: Kept | None = None
     restore: bool = False
     last: Running | None = None
 
@@ -83,6 +92,7 @@ class Crew:
         specs: of the workers, by id.
         examples: reference to the packed training examples.
         seats: what each actor holds.
+        store: keeps the workers' states on several nodes; ``None`` leaves each where it was made.
         actor_class: what the actors run.
     """
 
@@ -92,6 +102,7 @@ class Crew:
         examples: Any,
         seats: Seats,
         *,
+        store: WeightStore | None = None,
         actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
         self.seats = seats
@@ -99,6 +110,7 @@ class Crew:
         self._at_a_time = seats.at_a_time
         self._layouts: dict[int, Layout] = {}
         self._examples = examples
+        self._store = store
         self._actor_class = ray.remote(
             num_cpus=seats.num_cpus,
             num_gpus=seats.num_gpus,
@@ -136,6 +148,7 @@ class Crew:
         orders: Sequence[Order],
         *,
         start_refs: Callable[[Weights], Sequence[Any]],
+        on_loss: Callable[[Order], None],
         cut: Callable[[Order], Sequence[tuple[int, int]]],
         on_step: StepReport | None,
         supervisor: Supervisor | None,
@@ -145,6 +158,7 @@ class Crew:
         Args:
             orders: at most one for each worker.
             start_refs: references to the vector of an order's start.
+            on_loss: is told when something an order needs was lost, before it is given out again.
             cut: how an order's delta is to be cut into pieces.
         """
         waiting = deque(orders)
@@ -172,7 +186,7 @@ class Crew:
                             ended.append((order, lost))
                     else:
                         run = running.pop(ref)
-                        ended.append((run.order, self._collect(run, supervisor)))
+                        ended.append((run.order, self._collect(run, supervisor, on_loss)))
                 for ref, run in list(running.items()):
                     lost = self._if_late(run, supervisor)
                     if lost is not None:
@@ -230,6 +244,13 @@ class Crew:
             ray.kill(seat.actor, no_restart=True)
         seat.actor, seat.restore = None, True
 
+    def states(self) -> dict[int, Any]:
+        """References to every worker's packed state; those that have none yet are asked."""
+        return {
+            worker: seat.actor.state.remote() if seat.state is None else self._resolved(seat.state)
+            for worker, seat in enumerate(self.workers)
+        }
+
     def close(self) -> None:
         """Kill all actors and forget their states."""
         for worker, seat in enumerate(self.workers):
@@ -240,8 +261,11 @@ class Crew:
 
     def _engage(self, worker: int) -> Any:
         """Hire an actor for a worker; the reference is ready when its worker is built."""
-        seat = self.workers[worker]
-        seat.actor = self._actor_class.remote(self.seats.threads, self.seats.num_gpus)
+        seat, seats = self.workers[worker], self.seats
+        # Nodes may have gone since the seats were planned; a replacement then shares the CPUs that are left.
+        room = num_fitting(seats.num_cpus, node_resources("CPU")) >= len(self.workers)
+        hired = self._actor_class.options(num_cpus=seats.num_cpus if room else 0)
+        seat.actor = hired.remote(seats.threads, seats.num_gpus)
         return seat.actor.build.remote(pack(seat.spec), self._examples)
 
     def _welcome(self, worker: int, call: Any) -> None:
@@ -280,18 +304,40 @@ class Crew:
     def _dispatch(self, order: Order, start: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Running:
         seat = self.workers[order.worker_id]
         slim = replace(order, start=Weights(torch.empty(0), order.start.integers))
-        state = seat.state if seat.restore else None
+        state = self._resolved(seat.state) if seat.restore else None
         call = seat.actor.train_round.options(num_returns=2 + len(bounds))
         report, after, *pieces = call.remote(pack(slim), list(bounds), seat.restore, state, *start)
         return Running(order, start, bounds, seat.state, time.perf_counter(), report, after, pieces)
 
-    def _collect(self, run: Running, supervisor: Supervisor | None) -> Outcome:
+    def _keep(self, run: Running) -> Kept:
+        """What a worker has become; the state it had two rounds ago is of no more use."""
+        worker, round_index = run.order.worker_id, run.order.round_index
+        if self._store is None:
+            return Kept(run.state)
+        last = self.workers[worker].last
+        if last is not None and last.before is not None and last is not run:
+            self._store.drop([last.before.name])
+        name = f"state of worker {worker} after round {round_index}"
+        self._store.keep(name, round_index, run.state)
+        return Kept(run.state, name)
+
+    def _resolved(self, kept: Kept | None) -> Any:
+        """A reference to a state, to a sound copy of it where there are several."""
+        if kept is None or self._store is None or kept.name not in self._store.cells:
+            return None if kept is None else kept.ref
+        return ray.put(self._store.read(kept.name))
+
+    def _collect(
+        self, run: Running, supervisor: Supervisor | None, on_loss: Callable[[Order], None] | None = None
+    ) -> Outcome:
         order, seat = run.order, self.workers[run.order.worker_id]
         try:
             update: Update = ray.get(run.report)
         except RayTaskError as error:
             _swallow([run.state, *run.pieces])
             cause = _cause(error)
+            if isinstance(cause, DamagedCopyError | ObjectLostError | RayActorError):
+                return self._after_loss(order, cause, on_loss)
             if isinstance(cause, HqdeError):
                 raise cause from None
             seat.restore = True
@@ -301,13 +347,26 @@ class Crew:
         except OutOfMemoryError as error:
             self.dismiss(order.worker_id)
             return self._make_room(order, error)
-        except (RayActorError, ObjectLostError, TaskUnschedulableError) as error:
+        except ObjectLostError as error:
+            return self._after_loss(order, error, on_loss)
+        except (RayActorError, TaskUnschedulableError) as error:
+            if on_loss is not None:
+                on_loss(order)
             self.dismiss(order.worker_id)
             return _failure(order, f"its process died: {_first_line(error)}", "died")
-        seat.state, seat.restore, seat.last = run.state, False, run
+        seat.state, seat.restore, seat.last = self._keep(run), False, run
         if supervisor is not None:
             supervisor.on_arrival(order, _since(run.began))
         return whole_update(update, run.pieces)
+
+    def _after_loss(
+        self, order: Order, error: BaseException, on_loss: Callable[[Order], None] | None
+    ) -> Failure:
+        """Something the order needs was on a node that is gone, or is damaged."""
+        self.dismiss(order.worker_id)
+        if on_loss is not None:
+            on_loss(order)
+        return _failure(order, f"what its round starts from was lost: {_first_line(error)}", "died")
 
     def _make_room(self, order: Order, error: BaseException) -> Failure:
         self._at_a_time = max(1, self._at_a_time // 2)
@@ -372,11 +431,3 @@ def _cause(error: RayTaskError) -> BaseException:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def states_by_worker(crew: Crew) -> dict[int, Any]:
-    """References to every worker's packed state; those that have none yet are asked."""
-    return {
-        worker: seat.state if seat.state is not None else seat.actor.state.remote()
-        for worker, seat in enumerate(crew.workers)
-    }

@@ -1,0 +1,97 @@
+"""Three nodes on one machine: what the loss of one does, and what copies elsewhere are good for."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from hqde.backends import RaySettings
+from hqde.errors import ConfigError
+
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+
+
+@pytest.mark.parametrize("plan", ["flat", "sharded"])
+def test_a_node_that_goes_between_two_rounds_takes_nothing_along(plan, three_nodes, runs, undisturbed):
+    from hqde.backends.on_ray import RayBackend
+
+    def remove(record):
+        if record.round == 1:
+            three_nodes.remove_node(three_nodes.others[0], allow_graceful=False)
+
+    backend = RayBackend(RaySettings(plan=plan), threads=1)
+    result, recorder = runs.run(backend, on_record=remove)
+    runs.assert_same_weights(result, undisturbed)
+    assert recorder.told("restarted")
+    assert any("went with its node" in event.reason for event in recorder.told("repaired"))
+    assert result.state.totals.failures == 0
+
+
+def test_a_node_that_goes_during_a_round_takes_nothing_along(three_nodes, runs, undisturbed):
+    from hqde.backends.on_ray import RayBackend, WorkerActor
+
+    class TakesItsTime(WorkerActor):
+        def _train(self, worker, order, bounds):
+            if order.round_index == 2:
+                time.sleep(2)
+            return super()._train(worker, order, bounds)
+
+    def remove_soon(record):
+        if record.round == 1:
+            gone = three_nodes.others[1]
+            threading.Timer(1.0, lambda: three_nodes.remove_node(gone, allow_graceful=False)).start()
+
+    backend = RayBackend(threads=1, actor_class=TakesItsTime)
+    result, recorder = runs.run(backend, on_record=remove_soon)
+    runs.assert_same_weights(result, undisturbed)
+    assert recorder.told("restarted")
+
+
+def test_the_store_survives_a_lost_node_and_a_damaged_copy(three_nodes, ray_module):
+    from hqde.backends.on_ray.weight_store import LostError, WeightStore
+
+    store = WeightStore(2)
+    values = {f"cell {i}": np.arange(i, i + 1000, dtype=np.float32) for i in range(6)}
+    for name, value in values.items():
+        store.keep(name, 1, value)
+    store.settle()
+    assert all(len(set(cell.nodes)) == 2 for cell in store.cells.values())
+
+    damaged, node = "cell 0", store.cells["cell 0"].nodes[0]
+    ray_module.get(store.shelves[node].damage.remote(damaged))
+    assert np.array_equal(store.read(damaged), values[damaged])
+    assert any("cell 0" in sentence for sentence in store.heal())
+    assert len(store.cells[damaged].nodes) == 2
+
+    gone = three_nodes.others[0]
+    held = [name for name, cell in store.cells.items() if gone.node_id in cell.nodes]
+    assert held
+    three_nodes.remove_node(gone, allow_graceful=False)
+    while store.shelves and not store.needs_healing():
+        time.sleep(0.1)
+    healed = store.heal()
+    assert len([sentence for sentence in healed if "went with its node" in sentence]) == len(held)
+    for name, value in values.items():
+        cell = store.cells[name]
+        assert len(set(cell.nodes)) == 2
+        assert gone.node_id not in cell.nodes
+        for node in cell.nodes:
+            assert np.array_equal(ray_module.get(store.shelves[node].get.remote(name, 1)), value)
+
+    store.keep("cell 1", 2, values["cell 2"])
+    assert np.array_equal(store.read("cell 1"), values["cell 2"])
+    for node in store.cells["cell 3"].nodes:
+        ray_module.get(store.shelves[node].damage.remote("cell 3"))
+    with pytest.raises(LostError, match="no sound copy of 'cell 3'"):
+        store.read("cell 3")
+    store.close()
+
+
+def test_more_copies_than_nodes_are_refused(three_nodes, runs):
+    from hqde.backends.on_ray import RayBackend
+
+    with pytest.raises(ConfigError, match="replication_factor=4 needs as many nodes, the cluster has 3"):
+        runs.run(RayBackend(RaySettings(replication_factor=4), threads=1))
