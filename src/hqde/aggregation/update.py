@@ -62,6 +62,7 @@ class Update:
         learning_rate: rate of the round's last step.
         efficiency: the worker's efficiency score after the round.
         seconds: wall time of the round in the worker.
+        node_load: fraction of its machine that others kept busy meanwhile; 0 where nobody looked.
     """
 
     worker_id: int
@@ -75,3 +76,4 @@ class Update:
     learning_rate: float
     efficiency: float
     seconds: float
+    node_load: float = 0.0

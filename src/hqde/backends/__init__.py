@@ -3,18 +3,26 @@
 from hqde.backends.base import Backend, Failure, Outcome, StepReport, Supervisor
 from hqde.backends.local import LocalBackend
 from hqde.backends.ray_settings import RaySettings
+from hqde.balance import Balancer, RoundRobin
 from hqde.errors import ConfigError, did_you_mean
 
 BACKENDS = ("local", "ray")
 
 
-def make_backend(name: str, *, ray: RaySettings | None = None, threads: int = 0) -> Backend:
+def make_backend(
+    name: str,
+    *,
+    ray: RaySettings | None = None,
+    threads: int = 0,
+    balancer: Balancer = RoundRobin(),
+) -> Backend:
     """A backend by name.
 
     Args:
         name: ``local`` or ``ray``.
         ray: settings of the latter.
         threads: torch threads of each worker on Ray; 0 follows from its CPUs.
+        balancer: who predicts which rows, on Ray.
 
     Raises:
         ConfigError: no such backend.
@@ -29,7 +37,7 @@ def make_backend(name: str, *, ray: RaySettings | None = None, threads: int = 0)
     if name == "ray":
         from hqde.backends.on_ray import RayBackend  # imported by those who ask for it alone
 
-        return RayBackend(ray, threads=threads)
+        return RayBackend(ray, threads=threads, balancer=balancer)
     raise ConfigError(f"unknown backend '{name}'; {did_you_mean(name, BACKENDS)}")
 
 

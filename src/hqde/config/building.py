@@ -7,6 +7,7 @@ from typing import Any
 
 from hqde.aggregation import make_server_optimizer
 from hqde.backends import Backend, make_backend
+from hqde.balance import make_balancer
 from hqde.config.settings import Config, GroupConfig
 from hqde.data import Splits, load_splits, make_partitioner
 from hqde.ensemble import make_combiner
@@ -67,6 +68,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         diversity=config.diversity,
         dropout_rate=config.model.dropout_rate,
         partitioner=make_partitioner(config.data.partition, alpha=config.data.alpha),
+        balancer=make_balancer(run.balance),
         augmentation=config.data.augmentation,
         server=make_server_optimizer(
             server.optimizer, learning_rate=server.learning_rate, momentum=server.momentum
@@ -90,7 +92,12 @@ def build_backend(config: Config) -> Backend:
         ConfigError: no such backend.
         MissingExtraError: its extra is not installed.
     """
-    return make_backend(config.run.backend, ray=config.ray, threads=config.run.threads)
+    return make_backend(
+        config.run.backend,
+        ray=config.ray,
+        threads=config.run.threads,
+        balancer=make_balancer(config.run.balance),
+    )
 
 
 def _spec(config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, Any]) -> ModelSpec:

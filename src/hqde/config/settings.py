@@ -99,6 +99,8 @@ class RunSettings:
         epochs: passes of each worker over its shard.
         seed: of every random stream but the data splits.
         backend: ``local``, or ``ray``.
+        balance: how many rows each worker gets of a ``split`` or ``iid`` partition, and who predicts what:
+            ``round_robin`` (equal), ``least_loaded`` or ``adaptive`` (by measured speed).
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
         threads: torch threads; 0 leaves PyTorch's choice. The same bits need the same number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
@@ -110,6 +112,7 @@ class RunSettings:
     epochs: int = 20
     seed: int = 0
     backend: str = "local"
+    balance: str = "round_robin"
     device: str = "auto"
     threads: int = 0
     early_stopping: int = 0

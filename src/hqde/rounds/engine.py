@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hqde.aggregation import Update
 from hqde.backends import Backend, Failure, Outcome
+from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
 from hqde.ensemble import Ensemble
 from hqde.errors import CheckpointError, QuorumError, WorkerError
@@ -178,7 +179,7 @@ class Engine:
 
     def _orders(self, plan: RoundPlan, state: RunState) -> list[Order]:
         if self._shards is None or self._shards[0] != plan.epoch:
-            self._shards = (plan.epoch, self.experiment.shards(plan.epoch))
+            self._shards = (plan.epoch, self.experiment.shards(plan.epoch, state.balance))
         return [
             Order(
                 worker_id=worker,
@@ -258,6 +259,11 @@ class Engine:
                 present=0,
                 required=1,
             )
+        timings = {
+            o.worker_id: Timing(o.num_samples, o.seconds, o.node_load)
+            for o in outcomes
+            if isinstance(o, Update) and o.num_samples > 0
+        }
         totals = replace(state.totals)
         totals.failures += len(failures)
         totals.restarts += self._supervisor.restarts
@@ -274,6 +280,7 @@ class Engine:
             trained=state.trained | trained,
             excluded=state.excluded | excluded,
             barren=barren,
+            balance=self.experiment.balancer.observe(state.balance, timings),
             totals=totals,
         )
 

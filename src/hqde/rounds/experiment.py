@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hqde.aggregation import FedAvg, Mean, Rule, ServerOptimizer
+from hqde.balance import Balancer, BalanceState, RoundRobin
 from hqde.data import (
     Augmentation,
     Normalization,
@@ -74,6 +75,7 @@ class Experiment:
         diversity: how workers differ.
         dropout_rate: base rate; ``None`` leaves the architecture's default and spreads nothing.
         partitioner: which examples each worker sees.
+        balancer: how many of them, where the partitioner deals out rows: equally, or by the workers' speed.
         augmentation: of images while training.
         server: from aggregated delta to new weights.
         rule: from deltas to one.
@@ -99,6 +101,7 @@ class Experiment:
     diversity: Diversity = Diversity()
     dropout_rate: float | None = 0.1
     partitioner: Partitioner = Replicate()
+    balancer: Balancer = RoundRobin()
     augmentation: Augmentation = Augmentation()
     server: ServerOptimizer = FedAvg()
     rule: Rule = Mean()
@@ -129,6 +132,16 @@ class Experiment:
             wanting = "early_stopping" if self.early_stopping else "calibrate"
             raise ConfigError(
                 f"{wanting} needs validation rows, and there are none; hold some out, or switch it off"
+            )
+        if self.balances and self.topology.every != "epoch":
+            raise ConfigError(
+                f"balance '{self.balancer.name}' sizes whole epochs, and rounds are {self.topology.every} "
+                f"steps long; use topology.every = 'epoch', or balance 'round_robin'"
+            )
+        if self.balances:
+            equal = [1 / self.num_workers] * self.num_workers
+            self.partitioner.assign(
+                self.splits.train.targets, self.num_workers, epoch=1, seed=self.seed, shares=equal
             )
         count = self.topology.num_groups(self.num_workers)
         for group in self.groups:
@@ -223,8 +236,24 @@ class Experiment:
             for worker in range(self.num_workers)
         )
 
-    def shards(self, epoch: int) -> list[Tensor]:
+    @property
+    def balances(self) -> bool:
+        """Whether shards follow the workers' speed, and so the weights depend on timings."""
+        return not isinstance(self.balancer, RoundRobin)
+
+    def active_workers(self, epoch: int) -> int:
+        """How many workers train in an epoch: those of the trunk before the groups branch, all afterwards."""
+        branch = branch_epoch(self.topology, self.epochs)
+        if branch is not None and epoch < branch:
+            return self.topology.num_trunk_workers(self.num_workers)
+        return self.num_workers
+
+    def shards(self, epoch: int, balance: BalanceState = BalanceState()) -> list[Tensor]:
         """Each worker's examples in an epoch, as index tensors; only workers that train in it have any.
+
+        Args:
+            epoch: 1, 2, …
+            balance: what is known of the workers' speed.
 
         Raises:
             PreconditionError: fewer training examples than workers.
@@ -235,10 +264,9 @@ class Experiment:
                 f"{count} training examples cannot feed {self.num_workers} workers; use at most {count}"
             )
         targets = self.splits.train.targets
-        branch = branch_epoch(self.topology, self.epochs)
-        in_trunk = branch is not None and epoch < branch
-        active = self.topology.num_trunk_workers(self.num_workers) if in_trunk else self.num_workers
-        shards = self.partitioner.assign(targets, active, epoch=epoch, seed=self.seed)
+        active = self.active_workers(epoch)
+        shares = self.balancer.shares(active, balance) if self.balances else None
+        shards = self.partitioner.assign(targets, active, epoch=epoch, seed=self.seed, shares=shares)
         for worker, shard in enumerate(shards):
             own = self.settings_of(worker).bootstrap
             if self.diversity.bootstrap if own is None else own:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hqde.aggregation import ServerState
+from hqde.balance import BalanceState
 from hqde.checkpoints import Bundle
 from hqde.errors import CheckpointError
 from hqde.rounds.events import Totals
@@ -44,6 +45,7 @@ class RunState:
         fresh: workers whose optimizer must start anew because their last update was refused.
         trained: workers that have trained; those who have not own no buffers yet.
         excluded: workers that failed too often and get no more orders.
+        balance: what is known of the workers' speed.
         barren: rounds in a row without a single usable update.
         best: for early stopping.
         totals: what adds up.
@@ -56,6 +58,7 @@ class RunState:
     fresh: frozenset[int] = frozenset()
     trained: frozenset[int] = frozenset()
     excluded: frozenset[int] = frozenset()
+    balance: BalanceState = BalanceState()
     barren: int = 0
     best: Best | None = None
     totals: Totals = field(default_factory=Totals)
@@ -86,6 +89,7 @@ def pack_state(
         "fresh": sorted(state.fresh),
         "trained": sorted(state.trained),
         "excluded": sorted(state.excluded),
+        "balance": state.balance.to_dict(),
         "barren": state.barren,
         "best": None if state.best is None else {"loss": state.best.loss, "epoch": state.best.epoch},
         "totals": asdict(state.totals),
@@ -129,6 +133,7 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             fresh=frozenset(manifest["fresh"]),
             trained=frozenset(manifest["trained"]),
             excluded=frozenset(manifest["excluded"]),
+            balance=BalanceState.from_dict(manifest["balance"]),
             barren=manifest["barren"],
             best=best,
             totals=Totals(**manifest["totals"]),

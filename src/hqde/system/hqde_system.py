@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hqde.aggregation import ServerOptimizer
 from hqde.backends import Backend, RaySettings, make_backend
+from hqde.balance import Balancer, RoundRobin, make_balancer
 from hqde.config import build_config, changed_settings, dump_config, load_tree, without_place
 from hqde.data import Augmentation, Partitioner, Replicate, Splits, Task, make_partitioner
 from hqde.ensemble import Combiner, Ensemble, Evaluation, MeanCombiner, make_combiner
@@ -72,6 +73,7 @@ class HQDESystem:
         seed: of every random stream; the same seed and data give the same bits.
         backend: where workers live: ``"local"`` or ``"ray"``.
         ray: the cluster, and what each worker takes of it.
+        balancer: how many rows each worker gets: ``"round_robin"``, ``"least_loaded"``, ``"adaptive"``.
         faults: what a run puts up with.
         threads: torch threads of each worker on Ray; 0 follows from its CPUs.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
@@ -117,6 +119,7 @@ class HQDESystem:
         seed: int = 0,
         backend: str = "local",
         ray: RaySettings = RaySettings(),
+        balancer: Balancer | str = RoundRobin(),
         faults: FaultPolicy = FaultPolicy(),
         threads: int = 0,
         device: str = "auto",
@@ -146,6 +149,7 @@ class HQDESystem:
             "server": aggregation.server,
             "buffers": aggregation.buffers,
             "groups": dict(groups or {}),
+            "balancer": make_balancer(balancer) if isinstance(balancer, str) else balancer,
             "faults": faults,
             "early_stopping": early_stopping,
             "evaluate_every": evaluate_every,
@@ -336,7 +340,9 @@ class HQDESystem:
         return Experiment(splits=splits, model=model, epochs=num_epochs, recipe=recipe, **self._settings)
 
     def _backend(self) -> Backend:
-        return make_backend(self.backend, ray=self._ray, threads=self._threads)
+        return make_backend(
+            self.backend, ray=self._ray, threads=self._threads, balancer=self._settings["balancer"]
+        )
 
     def _factories(self) -> Callable[..., nn.Module] | dict[str, Callable[..., nn.Module]] | None:
         """The classes that were given in Python, for loading what cannot be imported by its name."""

@@ -134,6 +134,7 @@ def describe(
             epochs=experiment.epochs,
             seed=experiment.seed,
             backend=backend,
+            balance=experiment.balancer.name,
             threads=threads,
             device=experiment.device,
             early_stopping=experiment.early_stopping,

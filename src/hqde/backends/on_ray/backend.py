@@ -9,17 +9,18 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from hqde.aggregation import BLOCK, Combination, Combined, Delta, RemoteDelta
+from hqde.aggregation import BLOCK, Combination, Combined, Delta, RemoteDelta, Update
 from hqde.backends.base import Outcome, StepReport, Supervisor
 from hqde.backends.on_ray.board import Board
 from hqde.backends.on_ray.cluster import alive_nodes, join, seat
 from hqde.backends.on_ray.crew import Crew, Kept
-from hqde.backends.on_ray.predicting import predict_members
+from hqde.backends.on_ray.predicting import predict_members, row_slices
 from hqde.backends.on_ray.shipping import pack, unpack
 from hqde.backends.on_ray.spreading import fetch, spread
 from hqde.backends.on_ray.weight_store import WeightStore
 from hqde.backends.on_ray.worker_actor import WorkerActor
 from hqde.backends.ray_settings import RaySettings
+from hqde.balance import Balancer, BalanceState, RoundRobin, Timing
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.topology import Links, Plan, check_plan, choose_plan, shard_bounds
@@ -33,6 +34,7 @@ class RayBackend:
     Args:
         settings: where the cluster is, and what a worker takes of it.
         threads: torch threads of each worker; 0 follows from its CPUs.
+        balancer: who predicts which rows.
         actor_class: what the actors run.
     """
 
@@ -43,10 +45,13 @@ class RayBackend:
         settings: RaySettings | None = None,
         *,
         threads: int = 0,
+        balancer: Balancer = RoundRobin(),
         actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
         self._settings = settings or RaySettings()
         self._threads = threads
+        self._balancer = balancer
+        self._balance = BalanceState()
         self._actor_class = actor_class
         self._ours = False
         self._crew: Crew | None = None
@@ -94,14 +99,18 @@ class RayBackend:
         self._board.turn()
         self._mend(orders[0].round_index if orders else 0, supervisor)
         self._plans = self._plans_of(orders)
-        yield from self._hired.train(
+        for outcome in self._hired.train(
             orders,
             start_refs=lambda start: self._board.pieces(start.vector),
             on_loss=lambda order: self._recover(order, supervisor),
             cut=lambda order: self._plans[order.worker_id].bounds,
             on_step=on_step,
             supervisor=supervisor,
-        )
+        ):
+            if isinstance(outcome, Update) and outcome.num_samples:
+                seen = {outcome.worker_id: Timing(outcome.num_samples, outcome.seconds, outcome.node_load)}
+                self._balance = self._balancer.observe(self._balance, seen)
+            yield outcome
 
     def fetch(self, delta: Delta) -> Tensor:
         """A delta in this process."""
@@ -116,8 +125,11 @@ class RayBackend:
 
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
         """Slices of the rows, predicted by the workers side by side."""
-        actors = [worker.actor for worker in self._hired.workers if worker.actor is not None]
-        return predict_members(ensemble, self._shared(examples), len(examples), actors)
+        actors = [worker.actor for worker in self._hired.workers]
+        slices = row_slices(len(examples), len(actors))
+        rows = [last - first for first, last in slices]
+        owners, self._balance = self._balancer.assign(rows, [0.0] * len(actors), self._balance)
+        return predict_members(ensemble, self._shared(examples), slices, [actors[owner] for owner in owners])
 
     def worker_states(self) -> Mapping[int, WorkerState]:
         """Every worker's state."""

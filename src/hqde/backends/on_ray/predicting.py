@@ -7,32 +7,56 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from hqde.backends.on_ray.shipping import as_tensor, pack
+from hqde.backends.on_ray.shipping import as_tensor, pack, unpack
+from hqde.data import SubsetExamples
 from hqde.ensemble import BATCH_SIZE, Ensemble
 
+SLICES_PER_ACTOR = 4
 
-def predict_members(ensemble: Ensemble, examples: Any, num_rows: int, actors: Sequence[Any]) -> Tensor:
-    """What ``Ensemble.predict_members`` returns, to the bit: slices hold whole batches.
+
+def row_slices(num_rows: int, num_actors: int) -> list[tuple[int, int]]:
+    """First and past-the-last row of each slice: whole batches, so that the bits are those of one process.
+
+    >>> row_slices(1300, 1)
+    [(0, 512), (512, 1024), (1024, 1300)]
+    """
+    batches = -(-num_rows // BATCH_SIZE)
+    each = max(1, -(-batches // (SLICES_PER_ACTOR * num_actors))) * BATCH_SIZE
+    return [(first, min(first + each, num_rows)) for first in range(0, max(num_rows, 1), each)]
+
+
+def predict_members(
+    ensemble: Ensemble, examples: Any, slices: Sequence[tuple[int, int]], actors: Sequence[Any]
+) -> Tensor:
+    """What ``Ensemble.predict_members`` returns, to the bit.
 
     Args:
         ensemble: on the CPU.
         examples: reference to packed examples.
-        num_rows: rows they have.
-        actors: of the workers.
+        slices: of the rows, in order.
+        actors: for each slice; one that is gone, or dies meanwhile, is stood in for by this process.
     """
     packed = ray.put(pack(ensemble))
-    batches = -(-num_rows // BATCH_SIZE)
-    each = max(1, -(-batches // (2 * len(actors)))) * BATCH_SIZE
-    slices = [(first, min(first + each, num_rows)) for first in range(0, max(num_rows, 1), each)]
     calls = [
-        actors[place % len(actors)].predict.remote(packed, examples, first, last)
-        for place, (first, last) in enumerate(slices)
+        None if actor is None else actor.predict.remote(packed, examples, first, last)
+        for actor, (first, last) in zip(actors, slices, strict=True)
     ]
+    parts = []
+    for call, (first, last) in zip(calls, slices, strict=True):
+        parts.append(_result(call, ensemble, examples, first, last))
+    return torch.cat(parts, dim=1)
+
+
+def _result(call: Any, ensemble: Ensemble, examples: Any, first: int, last: int) -> Tensor:
     try:
-        parts = ray.get(calls)
+        if call is not None:
+            return as_tensor(ray.get(call), torch.float32)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
-    return torch.cat([as_tensor(part, torch.float32) for part in parts], dim=1)
+    except RayError:
+        pass  # the actor died; its next order brings it back, and the rows cannot wait for that
+    rows = SubsetExamples(unpack(ray.get(examples)), torch.arange(first, last))
+    return ensemble.predict_members(rows)

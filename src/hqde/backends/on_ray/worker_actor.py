@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -119,13 +120,14 @@ class WorkerActor:
 
     def _train(self, worker: Worker, order: Order, bounds: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
         self._progress = (0, 0)
+        load = NodeLoad()
         update = worker.train_round(order, on_step=self._note)
         delta = update.delta
         assert isinstance(delta, Tensor)
         pieces = [as_array(delta[first:last]) for first, last in bounds]
         handle = Pieces(order.worker_id, tuple(bounds), tuple(checksum(piece) for piece in pieces))
         remote = RemoteDelta(len(delta), delta.dtype, count_nonfinite(delta), handle)
-        return replace(update, delta=remote), pack(worker.state()), *pieces
+        return replace(update, delta=remote, node_load=load.of_others()), pack(worker.state()), *pieces
 
     def _renewed(self) -> Worker:
         assert self._spec is not None
@@ -139,6 +141,23 @@ class WorkerActor:
 
     def _note(self, done: int, total: int) -> None:
         self._progress = (done, total)
+
+
+class NodeLoad:
+    """How busy others kept this machine since the object was made."""
+
+    def __init__(self) -> None:
+        self._before = self._times()
+
+    def of_others(self) -> float:
+        """Fraction of all CPU time, in [0, 1]."""
+        total, busy, own = (now - then for now, then in zip(self._times(), self._before, strict=True))
+        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else 0.0
+
+    def _times(self) -> tuple[float, float, float]:
+        node, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        total = sum(node)
+        return total, total - node.idle - getattr(node, "iowait", 0.0), own.user + own.system
 
 
 def whole_update(update: Update, refs: Sequence[Any]) -> Update:
