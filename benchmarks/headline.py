@@ -190,8 +190,10 @@ def main() -> int:
         return 2
     for budget in arguments.budgets:
         print("\n" + table(results, budget))
-        for other in ("single", "independent"):
-            print(paired(results, budget, "branching", other))
+        for row in ("groups", "branching"):
+            for other in ("single", "independent"):
+                print(paired(results, budget, row, other))
+        print(paired(results, budget, "fedavg", "never"))
     return 0
 
 
