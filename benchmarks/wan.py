@@ -9,6 +9,9 @@ fp32 and uncompressed, and every worker fetches the result and begins its next r
 Plans take turns, so that a machine that is busy for a while is so for all of them. Bytes are read from
 each host's interface before and after, so loopback and the object store do not count.
 
+Ray ends a node's idle processes after a second when its actors hold all CPUs, and tree and sharded then
+wait for new ones. `RAY_idle_worker_killing_time_threshold_ms=3600000` in the environment keeps them.
+
 Needs root, `ip` and `tc` (iproute2). Where namespaces are not allowed it says so and measures nothing.
 """
 
@@ -24,11 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -43,67 +45,29 @@ from hqde.models import model_spec
 from hqde.rounds import Experiment
 from hqde.seeding import generator
 from hqde.testing.backend_checks import orders_of
-from hqde.topology import Links, Topology, cost_of
+from hqde.topology import Topology
 from hqde.training import Recipe
 from hqde.weights import Weights
+from namespaces import (
+    PORT,
+    Counters,
+    Network,
+    RefusedError,
+    address,
+    host_names,
+    ray_environment,
+    read_counters,
+    start_ray,
+    why_not,
+)
+from wan_figures import FAN_IN, Sample, figures_of, missing_bytes, moved, ratios, table
 
 PLANS = ("flat", "tree", "sharded")
-NETWORK = "10.77.0"
-PORT = 46379
-LINK = "eth0"  # the name of every host's one interface
 FEATURES, CLASSES, ROWS = 64, 10, 32
 SETTLE_S = 0.3  # for the last acknowledgements to be counted
-START_S = 120.0  # for a node to come up
-FAN_IN = 4
-
-Counters = list[tuple[int, int]]
-"""Bytes into and out of each host since it was made."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One synchronisation.
-
-    Attributes:
-        plan: how the aggregation was spread.
-        combine_s, start_s: seconds to combine, and for all workers to fetch the result and train one batch.
-        train_s: seconds that the slowest worker says its batch took, part of ``start_s``.
-        combined, started: bytes into and out of each host meanwhile.
-    """
-
-    plan: str
-    combine_s: float
-    start_s: float
-    train_s: float
-    combined: Counters
-    started: Counters
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the samples of one plan come to; bytes are medians over the samples.
-
-    Attributes:
-        seconds: of each synchronisation.
-        train_s: median seconds of the slowest worker's batch.
-        driver_in, driver_out: through the driver's host.
-        busiest: in and out together, of the host where that is most.
-        limit_s: what the bytes alone take: in each half, those of the busiest direction of any link.
-        model_busiest, model_s: what ``cost_of`` says.
-    """
-
-    plan: str
-    seconds: list[float]
-    train_s: float
-    driver_in: float
-    driver_out: float
-    busiest: float
-    limit_s: float
-    model_busiest: float
-    model_s: float
-
-
-# -- figures: pure ------------------------------------------------------------------------------------------
+# -- the driver, inside the first namespace -----------------------------------------------------------------
 
 
 def hidden_width(size: int) -> int:
@@ -114,261 +78,6 @@ def hidden_width(size: int) -> int:
     """
     side = FEATURES + CLASSES + 8  # two layers' biases and their norms' scale, shift, mean and variance
     return max(1, round((math.sqrt(side * side + 4 * size) - side) / 2))
-
-
-def moved(before: Counters, after: Counters) -> Counters:
-    """Bytes that crossed each interface between two readings.
-
-    >>> moved([(1, 2)], [(11, 5)])
-    [(10, 3)]
-    """
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
-
-
-def limit_s(halves: Sequence[Counters], bytes_per_s: float) -> float:
-    """Seconds that the bytes take on full-duplex links, if one half follows the other.
-
-    >>> limit_s([[(10, 0), (0, 30)], [(0, 20), (5, 5)]], 10.0)
-    5.0
-    """
-    return sum(max(max(pair) for pair in half) for half in halves) / bytes_per_s
-
-
-def figures_of(plan: str, samples: Sequence[Sample], *, row_bytes: int, bytes_per_s: float) -> Figures:
-    """The figures of one plan's samples."""
-    hosts = len(samples[0].combined)
-    sums = [[(a[0] + b[0], a[1] + b[1]) for a, b in zip(s.combined, s.started, strict=True)] for s in samples]
-    links = Links(nodes=hosts, bytes_per_s=bytes_per_s)
-    cost = cost_of(plan, num_rows=hosts, row_bytes=row_bytes, fan_in=FAN_IN, links=links)
-    return Figures(
-        plan=plan,
-        seconds=[sample.combine_s + sample.start_s for sample in samples],
-        train_s=median(sample.train_s for sample in samples),
-        driver_in=median(total[0][0] for total in sums),
-        driver_out=median(total[0][1] for total in sums),
-        busiest=median(max(map(sum, total)) for total in sums),
-        limit_s=median(limit_s([sample.combined, sample.started], bytes_per_s) for sample in samples),
-        model_busiest=cost.busiest_bytes,
-        model_s=cost.seconds,
-    )
-
-
-def table(rows: Sequence[Figures], row_bytes: int) -> str:
-    """All plans as a Markdown table."""
-    heads = (
-        "plan",
-        "sync s, median (min-max)",
-        "driver's host in / out MB",
-        "busiest host in + out MB",
-        "× model",
-        "bytes / bandwidth s",
-        "`cost_of`: busiest MB",
-        "`cost_of`: s",
-    )
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = (
-            row.plan,
-            f"{median(row.seconds):.2f} ({min(row.seconds):.2f}-{max(row.seconds):.2f})",
-            f"{row.driver_in / 1e6:.1f} / {row.driver_out / 1e6:.1f}",
-            f"{row.busiest / 1e6:.1f}",
-            f"{row.busiest / row_bytes:.2f}",
-            f"{row.limit_s:.2f}",
-            f"{row.model_busiest / 1e6:.1f}",
-            f"{row.model_s:.2f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def ratios(rows: Sequence[Figures]) -> str:
-    """How many times flat's time and bytes the others save."""
-    flat = next((row for row in rows if row.plan == "flat"), None)
-    return "\n".join(
-        f"flat / {row.plan}: {median(flat.seconds) / median(row.seconds):.2f} × the seconds, "
-        f"{flat.busiest / row.busiest:.2f} × the bytes through the busiest host"
-        for row in rows
-        if flat is not None and row is not flat
-    )
-
-
-def missing_bytes(samples: Sequence[Sample], row_bytes: int) -> str | None:
-    """A sentence if less crossed the links than must have: then they are not what was measured.
-
-    However a plan goes about it, each host but one learns the new weights over its link, and each host but
-    one hands its row out.
-    """
-    for sample in samples:
-        least = (len(sample.started) - 1) * row_bytes * 0.95
-        for half, name in ((sample.combined, "combining"), (sample.started, "starting")):
-            seen = sum(pair[0] for pair in half)
-            expected = least * (1 - 1 / len(half)) if sample.plan == "sharded" else least
-            if seen < expected:
-                return (
-                    f"{sample.plan}: {name} moved {seen} bytes over all links, {expected:.0f} were expected"
-                )
-    return None
-
-
-# -- the network --------------------------------------------------------------------------------------------
-
-
-class RefusedError(Exception):
-    """This machine does not let us build the network."""
-
-
-def command(*words: str) -> str:
-    """Run a command and hand back what it prints.
-
-    Raises:
-        RefusedError: it failed.
-    """
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RefusedError(f"`{' '.join(words)}` says: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
-
-
-def host_names(tag: str, count: int) -> list[str]:
-    """Names of the hosts' namespaces."""
-    return [f"hqde-wan-{tag}-{host}" for host in range(count)]
-
-
-def address(host: int) -> str:
-    """Where a host is reached."""
-    return f"{NETWORK}.{host + 1}"
-
-
-def read_counters(names: Sequence[str]) -> Counters:
-    """Bytes into and out of each host, as its interface counts them."""
-    found = []
-    for name in names:
-        link = json.loads(command("ip", "-n", name, "-j", "-s", "link", "show", "dev", LINK))[0]["stats64"]
-        found.append((int(link["rx"]["bytes"]), int(link["tx"]["bytes"])))
-    return found
-
-
-class Network:
-    """Hosts around one switch, each in a namespace; the switch has one too, so that this machine's firewall
-    and addresses stay out of it.
-
-    Args:
-        tag: sets this network's names apart.
-        hosts: how many.
-        rate_mbit: of each link, in each direction.
-        delay_ms: added to what each host sends.
-    """
-
-    def __init__(self, tag: str, hosts: int, rate_mbit: float, delay_ms: float) -> None:
-        self.hub = f"hqde-wan-{tag}-hub"
-        self.names = host_names(tag, hosts)
-        self._made: list[str] = []
-        self._rate_mbit, self._delay_ms = rate_mbit, delay_ms
-
-    def build(self) -> None:
-        """Make the namespaces and links.
-
-        Raises:
-            RefusedError: not allowed here.
-        """
-        for name in (self.hub, *self.names):
-            command("ip", "netns", "add", name)
-            self._made.append(name)
-        command("ip", "-n", self.hub, "link", "add", "switch", "type", "bridge")
-        command("ip", "-n", self.hub, "link", "set", "switch", "up")
-        for host, name in enumerate(self.names):
-            port = f"port{host}"
-            command(
-                "ip", "-n", self.hub, "link", "add", port, "type", "veth", "peer", LINK, "netns", name
-            )  # made inside the namespaces: the machine's own list of links never shows them
-            command("ip", "-n", self.hub, "link", "set", port, "master", "switch", "up")
-            command("ip", "-n", name, "address", "add", f"{address(host)}/24", "dev", LINK)
-            command("ip", "-n", name, "link", "set", "lo", "up")
-            command("ip", "-n", name, "link", "set", LINK, "up")
-            # Ray asks which address would lead to the internet.
-            command("ip", "-n", name, "route", "add", "default", "dev", LINK)
-            self._shape(self.hub, port, delay_ms=0.0)
-            self._shape(name, LINK, delay_ms=self._delay_ms)
-
-    def close(self) -> None:
-        """Kill what runs in the namespaces, then remove them and with them their links."""
-        for name in self._made:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                end = time.monotonic() + 5.0
-                while (pids := self._pids(name)) and time.monotonic() < end:
-                    for pid in pids:
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, number)
-                    time.sleep(0.2)
-        for name in self._made:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-        self._made = []
-
-    def _shape(self, name: str, link: str, *, delay_ms: float) -> None:
-        shape = ("tbf", "rate", f"{self._rate_mbit}mbit", "burst", "128kb", "latency", "100ms")
-        command("tc", "-n", name, "qdisc", "add", "dev", link, "root", "handle", "1:", *shape)
-        if delay_ms:
-            late = ("netem", "delay", f"{delay_ms}ms", "limit", "10000")
-            command("tc", "-n", name, "qdisc", "add", "dev", link, "parent", "1:1", "handle", "10:", *late)
-
-    def _pids(self, name: str) -> list[int]:
-        done = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in done.stdout.split() if int(pid) != os.getpid()]
-
-
-def why_not() -> str | None:
-    """Why this machine cannot have such a network, as far as can be told without trying."""
-    if not sys.platform.startswith("linux"):
-        return "network namespaces are Linux's"
-    if os.geteuid() != 0:
-        return "making network namespaces needs root"
-    absent = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
-    return f"`{absent[0]}` is missing; install iproute2" if absent else None
-
-
-def start_ray(names: Sequence[str], folder: Path, store_bytes: int) -> None:
-    """One node of a Ray cluster in each namespace, of one CPU; the first is the head.
-
-    Raises:
-        WorkerError: one does not start.
-    """
-    environment = ray_environment()
-    common = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--num-cpus=1"]
-    common += ["--num-gpus=0", f"--object-store-memory={store_bytes}", "--log-color=false"]
-    common += ["--include-log-monitor=false"]
-
-    def launch(host: int) -> subprocess.Popen[str]:
-        mine = [f"--node-ip-address={address(host)}", f"--temp-dir={folder / str(host)}"]
-        if host == 0:
-            mine += [
-                "--head",
-                f"--port={PORT}",
-                "--include-dashboard=false",
-                "--ray-client-server-port=46380",
-            ]
-        else:
-            mine += [f"--address={address(0)}:{PORT}"]
-        words = ["ip", "netns", "exec", names[host], *common, *mine]
-        log = (folder / f"start-{host}.log").open("w")
-        with log:  # a file, not a pipe: the daemons keep it open
-            return subprocess.Popen(words, env=environment, stdout=log, stderr=log, text=True)
-
-    for hosts in ([0], range(1, len(names))):
-        running = {host: launch(host) for host in hosts}
-        for host, process in running.items():
-            if process.wait(timeout=START_S):
-                said = (folder / f"start-{host}.log").read_text()[-2000:]
-                raise WorkerError(f"Ray does not start on host {host}:\n{said}")
-
-
-def ray_environment() -> dict[str, str]:
-    """This process's environment, without what would lead to another Ray."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_TMPDIR")}
-    # Ray asks for tokens where this user's home happens to hold one; nobody outside can reach this cluster.
-    return kept | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-
-
-# -- the driver, inside the first namespace -----------------------------------------------------------------
 
 
 def experiment_of(size: int, num_workers: int, rounds: int) -> Experiment:
@@ -506,9 +215,7 @@ def measure(arguments: argparse.Namespace) -> Mapping[str, Any]:
         found = folder / "found.json"
         inside = [sys.executable, __file__, *sys.argv[1:], f"--inside={os.getpid()}", f"--found={found}"]
         words = ["ip", "netns", "exec", network.names[0], *inside]
-        with subprocess.Popen(words, env=ray_environment()) as process:
-            code = process.wait()
-        if code:
+        if code := subprocess.Popen(words, env=ray_environment()).wait():
             raise WorkerError(f"the driver ended with exit code {code}")
         result: Mapping[str, Any] = json.loads(found.read_text())
         return result
@@ -540,24 +247,28 @@ def main() -> int:
     """Measure, then print the table."""
     arguments = parse()
     if arguments.inside:
-        drive(arguments)
-        return 0
+        return ended(lambda: drive(arguments))
     refusal = why_not()
     if refusal is None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda caught, _: sys.exit(128 + caught))  # by way of the cleaning up
         try:
-            found = measure(arguments)
+            return ended(lambda: report(arguments, measure(arguments)))
         except RefusedError as error:
             refusal = str(error)
-        except HqdeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 130
-    if refusal is not None:
-        print(f"wan: no network of namespaces here: {refusal}; nothing was measured")
-        return 0
-    report(arguments, found)
+    print(f"wan: no network of namespaces here: {refusal}; nothing was measured")
+    return 0
+
+
+def ended(work: Callable[[], None]) -> int:
+    """Do it, and say how it ended as an exit code."""
+    try:
+        work()
+    except HqdeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
