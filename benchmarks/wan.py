@@ -104,7 +104,7 @@ class Driver:
     Args:
         names: of the hosts' namespaces.
         size: parameters, about.
-        rounds: how many there will be at most.
+        rounds: how many there will be.
     """
 
     def __init__(self, names: Sequence[str], size: int, rounds: int) -> None:
@@ -114,28 +114,35 @@ class Driver:
         self._experiment = experiment_of(size, len(names), rounds)
         settings = RaySettings(address=f"{address(0)}:{PORT}", num_cpus=1.0, fan_in=FAN_IN)
         self._settings, self._round = settings, 0
+        self._updates: list[Update] = []
         self.backend = RayBackend(settings, threads=1)
         self.backend.start(self._experiment.worker_specs(), self._experiment.splits.train)
         self._weights = self._experiment.initial_weights(0)
         self._num_parameters = self.backend.layout(0).num_parameters
         self.row_bytes = self._weights.vector.nbytes
 
-    def synchronise(self, plan: str) -> Sample:
-        """One synchronisation, measured; a round is trained before it, for rows cut as the plan is."""
+    def turn(self, plan: str, count: int) -> list[Sample]:
+        """Synchronisations by one plan, the first of them not counted: it starts from weights that lie where
+        the plan before has left them, and from processes that are not there yet.
+        """
         # One crew for all plans, or they could not take turns: a second one would not find a CPU.
         self.backend._settings = replace(self._settings, plan=plan)
-        updates = self._train()
+        self._updates = self._train()
+        return [self._synchronise(plan) for _ in range(1 + count)][1:]
+
+    def _synchronise(self, plan: str) -> Sample:
+        task = self._combination(self._updates)
         before = self._counters()
         began = time.perf_counter()
-        combined = self.backend.combine(self._combination(updates))
+        combined = self.backend.combine(task)
         combine_s = time.perf_counter() - began
         between = self._counters()
         self._weights = Weights(combined.vector, self._weights.integers)
         began = time.perf_counter()
-        updates = self._train()
+        self._updates = self._train()
         start_s = time.perf_counter() - began
         after = self._counters()
-        train_s = max(update.seconds for update in updates)
+        train_s = max(update.seconds for update in self._updates)
         return Sample(plan, combine_s, start_s, train_s, moved(before, between), moved(between, after))
 
     def idle_bytes_per_s(self, seconds: float) -> float:
@@ -169,16 +176,16 @@ def drive(arguments: argparse.Namespace) -> None:
     """Measure, and leave what was found in a file for the process outside."""
     torch.set_num_threads(1)
     names = host_names(arguments.inside, arguments.hosts)
-    rounds = 2 * len(arguments.plans) * (arguments.repeats + arguments.warmup)
+    rounds = len(arguments.plans) * arguments.turns * (arguments.in_a_row + 2)
     driver = Driver(names, arguments.size, rounds)
     samples: list[Sample] = []
     try:
-        for repeat in range(-arguments.warmup, arguments.repeats):
+        for turn in range(arguments.turns):
             for place in range(len(arguments.plans)):
-                plan = arguments.plans[(place + repeat) % len(arguments.plans)]
-                sample = driver.synchronise(plan)
-                print(f"{'warm-up' if repeat < 0 else repeat + 1} {describe(sample)}", flush=True)
-                samples += [sample] if repeat >= 0 else []
+                plan = arguments.plans[(place + turn) % len(arguments.plans)]
+                for sample in driver.turn(plan, arguments.in_a_row):
+                    print(f"turn {turn + 1}: {describe(sample)}", flush=True)
+                    samples.append(sample)
         idle = driver.idle_bytes_per_s(2.0)
     finally:
         driver.backend.close()
@@ -228,8 +235,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=2_500_000, help="parameters of the model, about")
     parser.add_argument("--rate-mbit", type=float, default=100.0)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="one way, on every link")
-    parser.add_argument("--repeats", type=int, default=5, help="synchronisations of each plan")
-    parser.add_argument("--warmup", type=int, default=1, help="and before them, not counted")
+    parser.add_argument("--turns", type=int, default=3, help="of each plan")
+    parser.add_argument("--in-a-row", type=int, default=2, help="synchronisations measured in a turn")
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=PLANS)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
@@ -237,7 +244,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 3 <= arguments.hosts <= 200:
         parser.error(f"--hosts must be 3 to 200, got {arguments.hosts}")
-    for name in ("size", "rate_mbit", "repeats"):
+    for name in ("size", "rate_mbit", "turns", "in_a_row"):
         if getattr(arguments, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name)}")
     return arguments
@@ -283,7 +290,8 @@ def report(arguments: argparse.Namespace, found: Mapping[str, Any]) -> None:
     print(
         f"\n{arguments.hosts} hosts, one worker each, links of {arguments.rate_mbit:g} Mbit/s each way"
         f"{f', {arguments.delay_ms:g} ms' if arguments.delay_ms else ''}; "
-        f"model {row_bytes / 1e6:.2f} MB fp32; {arguments.repeats} synchronisations per plan, plans in turn\n"
+        f"model {row_bytes / 1e6:.2f} MB fp32; "
+        f"{arguments.turns} turns of each plan, {arguments.in_a_row} synchronisations in each\n"
     )
     print(table(rows, row_bytes) + "\n")
     print(ratios(rows))
