@@ -109,14 +109,13 @@ class Network:
         """Kill what runs in the namespaces, then remove them and with them their links."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave half of it behind
-        for name in self._made:
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                end = time.monotonic() + KILL_S
-                while (pids := self._pids(name)) and time.monotonic() < end:
-                    for pid in pids:
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, number)
-                    time.sleep(0.2)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            end = time.monotonic() + KILL_S
+            while (pids := self._pids()) and time.monotonic() < end:
+                for pid in pids:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(0.5)
         for name in self._made:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
         self._made = []
@@ -128,9 +127,13 @@ class Network:
             late = ("netem", "delay", f"{delay_ms}ms", "limit", "10000")
             command("tc", "-n", name, "qdisc", "add", "dev", link, "parent", "1:1", "handle", "10:", *late)
 
-    def _pids(self, name: str) -> list[int]:
-        done = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in done.stdout.split() if int(pid) != os.getpid()]
+    def _pids(self) -> list[int]:
+        """Processes in the namespaces."""
+        found: list[int] = []
+        for name in self._made:
+            done = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+            found += map(int, done.stdout.split())
+        return found
 
 
 def why_not() -> str | None:
