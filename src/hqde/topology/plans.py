@@ -37,38 +37,53 @@ class Plan:
 
 @dataclass(frozen=True)
 class Links:
-    """What a cluster is made of, for the cost model.
+    """What a cluster is made of, for the cost model. The rates were fitted by ``benchmarks/scale.py``.
 
     Attributes:
-        nodes: machines; workers and tasks are spread evenly over them.
+        nodes: machines; workers and reducers are spread evenly over them.
+        cores: of each machine, all of them free while a group is synchronised.
         bytes_per_s: of each machine's link, in each direction.
-        latency_s: to start a task or to ask for an object.
-        combine_bytes_per_s: bytes of rows that one machine adds up.
-        store_bytes_per_s: bytes that one machine writes to or reads from its object store.
+        latency_s: of each step that waits for the one before it.
+        call_s: the driver's work for one call of a worker or a reducer.
+        object_s: the driver's work for one reference that is handed to a call or asked for.
+        combine_bytes_per_s: bytes of rows that one core checks and adds up.
+        store_bytes_per_s: bytes that one core writes to the object store or copies out of it.
     """
 
     nodes: int
+    cores: int = 2
     bytes_per_s: float = 1.25e9
-    latency_s: float = 2e-3
-    combine_bytes_per_s: float = 4e9
+    latency_s: float = 5e-3
+    call_s: float = 1e-3
+    object_s: float = 5e-5
+    combine_bytes_per_s: float = 1e9
     store_bytes_per_s: float = 2e9
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one synchronisation of one group costs.
+    """What one synchronisation of one group costs. All but ``seconds`` are counts, whatever the rates.
 
     Attributes:
         seconds: from the last update to the new weights at every worker.
+        steps: that wait for each other.
+        calls, objects: that the driver makes and handles, one after the other.
+        combined_bytes: of rows, checked and added up by the busiest core.
+        stored_bytes: into and out of the object store, on the path that everything waits for.
+        link_bytes: on that path, through the link of the machine that it waits for.
         driver_bytes: through the driver's link, both directions.
         busiest_bytes: through the busiest machine's link, both directions, the driver's included.
-        depth: steps that wait for each other.
     """
 
     seconds: float
+    steps: int
+    calls: int
+    objects: int
+    combined_bytes: float
+    stored_bytes: float
+    link_bytes: float
     driver_bytes: float
     busiest_bytes: float
-    depth: int
 
 
 def tree_depth(num_rows: int, fan_in: int) -> int:
@@ -119,12 +134,24 @@ def check_plan(kind: str, *, basis: str, rule: str) -> None:
 
 
 def cost_of(
-    kind: Kind, *, num_rows: int, row_bytes: float, fan_in: int, links: Links, basis: str = "shares"
+    kind: Kind,
+    *,
+    num_rows: int,
+    row_bytes: float,
+    fan_in: int,
+    links: Links,
+    basis: str = "shares",
+    vector_bytes: float | None = None,
+    num_shards: int = 0,
 ) -> Cost:
-    """What a plan costs, by a model whose terms are transfers, additions and task starts.
+    """What a plan costs: counts of what it does, each over a rate of ``links``.
 
-    Assumes full-duplex links of equal speed, rows spread evenly over the nodes, a driver on a node of its own
-    link, and weights that every node fetches once however many workers it has.
+    seconds = steps · latency + calls · call + objects · object + combined / combine rate + stored / store
+    rate + link bytes / link rate.
+
+    Assumes full-duplex links of equal speed, workers and reducers spread evenly over the nodes, a driver on a
+    link of its own, a driver that sends the new weights to each node itself, once, and no overlap between the
+    terms. On one node nothing crosses a link. With robust rules each row crosses once and is read twice.
 
     Args:
         kind: the plan.
@@ -133,38 +160,31 @@ def cost_of(
         fan_in: of a tree.
         links: the cluster.
         basis: of the rule; one that needs inner products reads its rows twice.
+        vector_bytes: of a row once decoded, of a sum, and of the weights on their way back; ``None`` means
+            as many as a row.
+        num_shards: of the sharded plan; 0 takes one for each node, at least two.
+
+    Example:
+        >>> links = Links(nodes=64)
+        >>> cost = cost_of("flat", num_rows=64, row_bytes=4e6, fan_in=8, links=links)
+        >>> f"{cost.driver_bytes:.3g}", cost.steps
+        ('5.12e+08', 3)
     """
-    n, d, nodes = num_rows, row_bytes, links.nodes
-    away = 0.0 if nodes == 1 else 1.0  # on a single machine nothing crosses a link
-    per_node = math.ceil(n / nodes)
-    passes = 2 if basis == "gram" else 1
-    write_s = per_node * d / links.store_bytes_per_s
-    if kind == "flat":
-        driver_in, driver_out = n * d * away, min(n, nodes) * d * away
-        seconds = driver_in / links.bytes_per_s + passes * n * d / links.combine_bytes_per_s
-        seconds += driver_out / links.bytes_per_s + n * links.latency_s
-        return Cost(seconds + write_s, driver_in + driver_out, driver_in + driver_out, 1)
-    if kind == "tree":
-        depth = tree_depth(n, fan_in)
-        level_s = fan_in * d * (away / links.bytes_per_s + 1 / links.combine_bytes_per_s) + links.latency_s
-        driver = (d + min(n, nodes) * d) * away
-        tasks_per_node = math.ceil(math.ceil(n / fan_in) / nodes)
-        busiest = max(driver, (fan_in + 1) * d * away * tasks_per_node)
-        seconds = depth * level_s * tasks_per_node + driver / links.bytes_per_s + n * links.latency_s
-        return Cost(seconds + write_s, driver, busiest, depth + 1)
-    # sharded: each node combines 1/nodes of the columns of all rows, then hands its shard to all other nodes
-    gathered = n * d / nodes * away
-    handed = (nodes - 1) * d / nodes * away
-    driver = d * away
-    busiest = gathered + per_node * d * (nodes - 1) / nodes * away + handed + driver
-    seconds = max(gathered, per_node * d * (nodes - 1) / nodes * away) / links.bytes_per_s
-    seconds += passes * n * d / nodes / links.combine_bytes_per_s
-    seconds += max(handed, driver) / links.bytes_per_s + (n * nodes * passes) * links.latency_s / 4
-    return Cost(seconds + write_s, driver, busiest, 2 if basis == "gram" else 1)
+    wide = row_bytes if vector_bytes is None else vector_bytes
+    group = _Group(num_rows, row_bytes, wide, fan_in, num_shards or max(2, links.nodes), links)
+    return {"flat": _flat, "tree": _tree, "sharded": _sharded}[kind](group, 2 if basis == "gram" else 1)
 
 
 def choose_plan(
-    *, num_rows: int, row_bytes: float, basis: str, fan_in: int, links: Links, kinds: tuple[Kind, ...] = ()
+    *,
+    num_rows: int,
+    row_bytes: float,
+    basis: str,
+    fan_in: int,
+    links: Links,
+    kinds: tuple[Kind, ...] = (),
+    vector_bytes: float | None = None,
+    num_shards: int = 0,
 ) -> Kind:
     """The cheapest plan that the rule can run on.
 
@@ -178,9 +198,126 @@ def choose_plan(
     able: tuple[Kind, ...] = ("flat", "tree", "sharded") if basis == "shares" else ("flat", "sharded")
     costs = {
         kind: cost_of(
-            kind, num_rows=num_rows, row_bytes=row_bytes, fan_in=fan_in, links=links, basis=basis
+            kind,
+            num_rows=num_rows,
+            row_bytes=row_bytes,
+            fan_in=fan_in,
+            links=links,
+            basis=basis,
+            vector_bytes=vector_bytes,
+            num_shards=num_shards,
         ).seconds
         for kind in able
         if not kinds or kind in kinds
     }
     return min(costs, key=lambda kind: costs[kind])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What the cost of a plan follows from; see ``cost_of``."""
+
+    n: int
+    row: float
+    wide: float
+    fan_in: int
+    shards: int
+    links: Links
+
+    @property
+    def away(self) -> float:
+        """0 on a single machine, where nothing crosses a link."""
+        return 0.0 if self.links.nodes == 1 else 1.0
+
+    @property
+    def reached(self) -> int:
+        """Nodes that workers are on."""
+        return min(self.n, self.links.nodes)
+
+    @property
+    def turns(self) -> int:
+        """Workers that one core serves, one after the other, when the new weights arrive."""
+        return math.ceil(math.ceil(self.n / self.links.nodes) / self.links.cores)
+
+    def cost(
+        self,
+        *,
+        steps: int,
+        calls: int,
+        objects: int,
+        combined: float,
+        stored: float,
+        link: float,
+        driver: float,
+        busiest: float,
+    ) -> Cost:
+        links = self.links
+        seconds = steps * links.latency_s + calls * links.call_s + objects * links.object_s
+        seconds += combined / links.combine_bytes_per_s + stored / links.store_bytes_per_s
+        seconds += link / links.bytes_per_s
+        return Cost(seconds, steps, calls, objects, combined, stored, link, driver, max(busiest, driver))
+
+
+def _flat(group: _Group, passes: int) -> Cost:
+    n, out = group.n, group.reached * group.wide * group.away
+    come = n * group.row * group.away
+    return group.cost(
+        steps=3,  # gather, put, hand out
+        calls=n,
+        objects=2 * n,
+        combined=passes * n * group.wide,
+        stored=(1 + group.turns) * group.wide,
+        link=come + out,
+        driver=come + out,
+        busiest=come + out,
+    )
+
+
+def _tree(group: _Group, passes: int) -> Cost:
+    n, wide, away, links = group.n, group.wide, group.away, group.links
+    left, taken, calls, objects, depth = n, group.row, 0, n, 0
+    combined = stored = link = most = 0.0
+    while left > 1:
+        width = min(group.fan_in, left)
+        tasks = math.ceil(left / group.fan_in)
+        on_core = math.ceil(tasks / (links.nodes * links.cores))
+        on_node = math.ceil(tasks / links.nodes)
+        combined += on_core * width * wide * passes
+        stored += on_core * wide
+        link += on_node * width * taken * away
+        most = max(most, on_node * (width * taken + wide) * away)
+        calls, objects, depth = calls + tasks, objects + left, depth + 1
+        left, taken = tasks, wide
+    driver = (1 + group.reached) * wide * away
+    return group.cost(
+        steps=depth + 3,
+        calls=calls + n,
+        objects=objects + 1,
+        combined=combined,
+        stored=stored + (2 + group.turns) * wide,
+        link=link + driver,
+        driver=driver,
+        busiest=most,
+    )
+
+
+def _sharded(group: _Group, passes: int) -> Cost:
+    n, shards, wide, links = group.n, group.shards, group.wide, group.links
+    away = group.away
+    on_core = math.ceil(shards / (links.nodes * links.cores))
+    on_node = math.ceil(shards / links.nodes)
+    per_node = math.ceil(n / links.nodes)
+    come = on_node * n * group.row / shards * away  # rows' pieces that reach a node's reducers
+    sent = per_node * group.row * away  # and those that leave its workers
+    handed = on_node * min(group.reached, links.nodes) * wide / shards * away  # new pieces to all nodes
+    fetched = wide * away  # all new pieces to each node, and to the driver
+    return group.cost(
+        steps=3 if passes == 1 else 5,
+        calls=shards * passes + n,
+        objects=n * shards * (passes + 1) + shards,
+        combined=passes * on_core * n * wide / shards,
+        stored=on_core * wide / shards + (1 + 2 * group.turns) * wide,
+        link=max(come, sent) + max(handed, fetched),
+        driver=fetched,
+        busiest=come + sent + handed + fetched,
+    )
