@@ -163,9 +163,7 @@ def test_after_many_rounds_memory_and_the_store_are_as_after_a_few(on_ray, runs)
 
 def stored_bytes(ray):
     """Bytes in the object store."""
-    return (
-        ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
-    )
+    return ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
 
 
 def settled(value):
