@@ -3,7 +3,7 @@
 from hqde.aggregation.admission import Rejection, admit
 from hqde.aggregation.combination import Combination, Combined, combine, step_columns
 from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, merge_parts
-from hqde.aggregation.rule import Aggregate, Decision, Mean, Rule, check_rows, check_shares, shares_of
+from hqde.aggregation.rule import Aggregate, Basis, Decision, Mean, Rule, check_rows, check_shares, shares_of
 from hqde.aggregation.server import (
     SERVER_OPTIMIZERS,
     Adaptive,
@@ -21,6 +21,7 @@ __all__ = [
     "SERVER_OPTIMIZERS",
     "Adaptive",
     "Aggregate",
+    "Basis",
     "Combination",
     "Combined",
     "Decision",

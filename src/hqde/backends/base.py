@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from hqde.aggregation import Combination, Combined, Delta, Update
+from hqde.aggregation import Combination, Combined, Delta, Rule, Update
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.training import Order, WorkerSpec, WorkerState
@@ -70,11 +70,11 @@ class Backend(Protocol):
         """Build the workers; ``specs[i].worker_id == i``. The training examples are shared by all."""
         ...
 
-    def check(self, index: Tensor) -> None:
-        """Run a few training examples through every worker's model.
+    def check(self, index: Tensor, rule: Rule) -> None:
+        """Run a few training examples through every worker's model, and look whether the rule can be run.
 
         Raises:
-            PreconditionError: a model's output does not fit the task.
+            PreconditionError: a model's output does not fit the task, or the rule not how sums are spread.
         """
         ...
 

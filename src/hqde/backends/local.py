@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from hqde.aggregation import Combination, Combined, Delta, combine
+from hqde.aggregation import Combination, Combined, Delta, Rule, combine
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
@@ -31,7 +31,7 @@ class LocalBackend:
         """Build the workers, in order of their ids."""
         self._workers = [Worker(spec, examples) for spec in specs]
 
-    def check(self, index: Tensor) -> None:
+    def check(self, index: Tensor, rule: Rule) -> None:  # noqa: ARG002 - every rule runs here
         """Run a few examples through each worker's model."""
         for worker in self._workers:
             worker.check(index)

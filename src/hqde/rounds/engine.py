@@ -89,7 +89,7 @@ class Engine:
         plans = self.experiment.plan()
         try:
             self._backend.start(self.experiment.worker_specs(), self.experiment.splits.train)
-            self._backend.check(torch.arange(min(4, len(self.experiment.splits.train))))
+            self._backend.check(torch.arange(min(4, len(self.experiment.splits.train))), self.experiment.rule)
         except BaseException:
             self._backend.close()
             raise

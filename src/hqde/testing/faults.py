@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Combination, Combined, Delta, Update
+from hqde.aggregation import Combination, Combined, Delta, Rule, Update
 from hqde.backends import Backend, Failure, Outcome, StepReport, Supervisor
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
@@ -58,9 +58,9 @@ class FaultyBackend:
         """Pass on."""
         self.inner.start(specs, examples)
 
-    def check(self, index: Tensor) -> None:
+    def check(self, index: Tensor, rule: Rule) -> None:
         """Pass on."""
-        self.inner.check(index)
+        self.inner.check(index, rule)
 
     def layout(self, worker_id: int) -> Layout:
         """Pass on."""

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from hqde.aggregation import BLOCK, Combination, Combined, Delta, RemoteDelta, Update
+from hqde.aggregation import BLOCK, Basis, Combination, Combined, Delta, RemoteDelta, Rule, Update
 from hqde.backends.base import Outcome, StepReport, Supervisor
 from hqde.backends.on_ray.board import Board
 from hqde.backends.on_ray.cluster import alive_nodes, join, seat
@@ -50,6 +50,7 @@ class RayBackend:
     ) -> None:
         self._settings = settings or RaySettings()
         self._threads = threads
+        self._basis: Basis = "gram"  # of the rule, once it is known; until then one that no tree can run
         self._balancer = balancer
         self._balance = BalanceState()
         self._actor_class = actor_class
@@ -80,8 +81,10 @@ class RayBackend:
             self.close()
             raise
 
-    def check(self, index: Tensor) -> None:
-        """Run a few examples through each worker's model."""
+    def check(self, index: Tensor, rule: Rule) -> None:
+        """Run a few examples through each worker's model; refuse a rule that the plan cannot run."""
+        check_plan(self._settings.plan, basis=rule.basis, rule=rule.name)
+        self._basis = rule.basis
         self._hired.call_all("check", index.numpy())
 
     def layout(self, worker_id: int) -> Layout:
@@ -120,7 +123,6 @@ class RayBackend:
         """Spread the work as the group's plan says."""
         workers = [self._owner_of(row) for row in task.rows]
         plan = self._plans.get(workers[0]) or Plan("flat", self._settings.fan_in, ((0, len(task.base)),))
-        check_plan(plan.kind, basis=task.rule.basis, rule=task.rule.name)
         return spread(task, plan, self._board, workers, self._hired.send_again)
 
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
@@ -192,7 +194,11 @@ class RayBackend:
         if kind == "auto":
             links = Links(nodes=nodes)
             kind = choose_plan(
-                num_rows=num_rows, row_bytes=vector.nbytes, basis="gram", fan_in=settings.fan_in, links=links
+                num_rows=num_rows,
+                row_bytes=vector.nbytes,
+                basis=self._basis,
+                fan_in=settings.fan_in,
+                links=links,
             )
         if num_rows == 1:
             kind = "flat"
