@@ -18,8 +18,9 @@ class RaySettings:
     """``[ray]``: where the cluster is, what a worker takes of it, how sums are spread over it.
 
     Args:
-        address: ``host:port`` of a cluster, or ``auto``; left out, ``RAY_ADDRESS`` counts, and without it a
-            Ray is started on this machine for the run.
+        address: ``host:port`` of a cluster, ``auto`` (the one that runs on this machine) or ``local`` (start
+            one here); left out, ``RAY_ADDRESS`` counts, and without it a Ray is started on this machine for
+            the run.
         num_cpus: CPUs of each worker; 0 shares out what there is. Threads of a worker follow it, unless
             ``run.threads`` says otherwise.
         num_gpus: GPUs of each worker: 0, 1/k (k workers share one), or a whole number.
