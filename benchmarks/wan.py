@@ -126,7 +126,7 @@ class Driver:
         the plan before has left them, and from processes that are not there yet.
         """
         # One crew for all plans, or they could not take turns: a second one would not find a CPU.
-        self.backend._settings = replace(self._settings, plan=plan)
+        self.backend.settings = replace(self._settings, plan=plan)
         self._updates = self._train()
         return [self._synchronise(plan) for _ in range(1 + count)][1:]
 

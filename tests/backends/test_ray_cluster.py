@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hqde.backends import RaySettings
-from hqde.errors import ConfigError
+from hqde.data import Split
+from hqde.errors import ConfigError, QuorumError
+from hqde.topology import Topology
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
@@ -95,3 +98,41 @@ def test_more_copies_than_nodes_are_refused(three_nodes, runs):
 
     with pytest.raises(ConfigError, match="replication_factor=4 needs as many nodes, the cluster has 3"):
         runs.run(RayBackend(RaySettings(replication_factor=4), threads=1))
+
+
+def test_workers_join_and_leave_between_rounds(three_nodes, ray_module, runs):
+    from hqde.backends.on_ray import RayBackend
+
+    for node in three_nodes.others:
+        three_nodes.remove_node(node)
+    joined = []
+
+    def change(record):
+        if record.round == 1:
+            joined.append(three_nodes.add_node(num_cpus=2))
+        if record.round == 2:
+            three_nodes.remove_node(joined[0], allow_graceful=False)
+            while len([node for node in ray_module.nodes() if node["Alive"]]) > 1:
+                time.sleep(0.1)
+
+    experiment = replace(runs.experiment(), topology=Topology(groups=1), partitioner=Split())
+    settings = RaySettings(min_workers=1, replication_factor=1)
+    result, recorder = runs.run(RayBackend(settings, threads=1), experiment, on_record=change)
+    present = [[worker.worker for worker in record.workers] for record in recorder.records]
+    assert [len(ids) for ids in present] == [2, 4, 2]
+    rows = len(experiment.splits.train)
+    assert [sum(worker.samples for worker in record.workers) for record in recorder.records] == [rows] * 3
+    assert result.state.totals.failures == 0
+
+
+def test_a_run_whose_cluster_shrinks_too_far_ends_with_the_numbers(three_nodes, ray_module, runs):
+    from hqde.backends.on_ray import RayBackend
+
+    def shrink(record):
+        for node in three_nodes.others:
+            three_nodes.remove_node(node, allow_graceful=False)
+        while len([node for node in ray_module.nodes() if node["Alive"]]) > 1:
+            time.sleep(0.1)
+
+    with pytest.raises(QuorumError, match=r"3 workers of 1 CPUs each do not fit on 1 node\(s\) with 2 CPUs"):
+        runs.run(RayBackend(RaySettings(min_workers=3), threads=1), on_record=shrink)

@@ -97,6 +97,14 @@ class Backend(Protocol):
         """
         ...
 
+    def present(self) -> frozenset[int]:
+        """Workers that can be given orders now. Others may join, and these may leave, between rounds.
+
+        Raises:
+            QuorumError: fewer than the run needs.
+        """
+        ...
+
     def fetch(self, delta: Delta) -> Tensor:
         """A delta that ``train`` handed out, ``(d,)``, in this process."""
         ...

@@ -58,6 +58,10 @@ class LocalBackend:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 yield Failure(order.worker_id, order.round_index, order.attempt, reason)
 
+    def present(self) -> frozenset[int]:
+        """All of them."""
+        return frozenset(range(len(self._workers)))
+
     def fetch(self, delta: Delta) -> Tensor:
         """It is here already."""
         assert isinstance(delta, Tensor)

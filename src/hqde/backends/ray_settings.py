@@ -18,14 +18,18 @@ class RaySettings:
     """``[ray]``: where the cluster is, what a worker takes of it, how sums are spread over it.
 
     Args:
-        address: ``host:port`` of a cluster, or ``auto``; left out, ``RAY_ADDRESS`` counts, and without it a
-            Ray is started on this machine for the run.
+        address: ``host:port`` of a cluster, ``auto`` (the one that runs on this machine) or ``local`` (start
+            one here); left out, ``RAY_ADDRESS`` counts, and without it a Ray is started on this machine for
+            the run.
         num_cpus: CPUs of each worker; 0 shares out what there is. Threads of a worker follow it, unless
             ``run.threads`` says otherwise.
         num_gpus: GPUs of each worker: 0, 1/k (k workers share one), or a whole number.
         plan: ``flat`` (the driver adds up), ``tree``, ``sharded``, or ``auto`` (the cheapest, by a model).
         fan_in: updates that one task of a tree adds up: 4, 8 or 16.
         num_shards: coordinate shards of an update; 0 takes one for each node, at least two.
+        min_workers: with 0 all workers must fit on the cluster; with more the run starts, and goes on, with
+            as many of them as there is room for, but never with fewer than this. Each then takes ``num_cpus``,
+            or 1.
         replication_factor: nodes that hold a copy of the workers' states and of the committed weights; 0
             takes 2 where there are two nodes, else 1.
 
@@ -43,6 +47,7 @@ class RaySettings:
     plan: PlanName = "auto"
     fan_in: int = 8
     num_shards: int = 0
+    min_workers: int = 0
     replication_factor: int = 0
 
     def __post_init__(self) -> None:
@@ -62,6 +67,6 @@ class RaySettings:
             raise ConfigError(f"ray.plan must be one of {', '.join(PLANS)}, got {self.plan!r}")
         if self.fan_in not in FAN_INS:
             raise ConfigError(f"ray.fan_in must be 4, 8 or 16, got {self.fan_in}")
-        for name in ("num_shards", "replication_factor"):
+        for name in ("num_shards", "min_workers", "replication_factor"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"ray.{name} must not be negative, got {getattr(self, name)}")

@@ -38,7 +38,10 @@ def train(
     ] = None,
     data: Annotated[str | None, typer.Option(help=DATA_HELP)] = None,
     model: Annotated[str | None, typer.Option(help="mlp, cnn, resnet18 or module:Class.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Training replicas.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|MIN:MAX", help="Training replicas; MIN:MAX on Ray, as there is room."),
+    ] = None,
     groups: Annotated[int | None, typer.Option(help="Groups; each ends as one member.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of each worker over its shard.")] = None,
     backend: Annotated[str | None, typer.Option(help="Where workers live: local or ray.")] = None,
@@ -56,12 +59,13 @@ def train(
     format_: FormatOption = Format.text,
 ) -> None:
     """Train an ensemble and leave a run directory: configuration, history, artefact, figures, report."""
+    least, most = _worker_range(workers)
     flags: dict[str, Tree] = {
         "data": {"source": data},
         "model": {"name": model},
         "topology": {"groups": groups},
-        "run": {"workers": workers, "epochs": epochs, "backend": backend, "seed": seed},
-        "ray": {"address": address},
+        "run": {"workers": most, "epochs": epochs, "backend": backend, "seed": seed},
+        "ray": {"address": address, "min_workers": least},
     }
     given = merge_trees(
         load_tree(config) if config is not None else {},
@@ -115,6 +119,17 @@ def train(
     else:
         _summary(directory, metrics)
         out.print(f"report: {report}", soft_wrap=True)
+
+
+def _worker_range(text: str | None) -> tuple[int | None, int | None]:
+    """``8`` is 8 workers; ``4:16`` is up to 16, and never fewer than 4."""
+    if text is None:
+        return None, None
+    least, colon, most = text.rpartition(":")
+    try:
+        return int(least) if colon else None, int(most)
+    except ValueError:
+        raise ConfigError(f"--workers takes a number, or MIN:MAX as in 4:16, got '{text}'") from None
 
 
 def _given(table: dict[str, Any]) -> Tree:

@@ -168,3 +168,12 @@ class Config:
     faults: FaultPolicy = FaultPolicy()
     ray: RaySettings = RaySettings()
     group: dict[str, GroupConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        least, most = self.ray.min_workers, self.run.workers
+        if least > most:
+            raise ConfigError(f"ray.min_workers={least} is more than run.workers={most}")
+        if least and self.run.backend != "ray":
+            raise ConfigError(
+                f"a run that may have between {least} and {most} workers needs --backend ray; give one number"
+            )

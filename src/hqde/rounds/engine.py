@@ -74,7 +74,7 @@ class Engine:
         self._checkpoint_every = checkpoint_every
         self._pool = MemberPool(experiment, provenance or {})
         self._supervisor = RoundSupervisor(experiment.faults, self._tell.on_event)
-        self._shards: tuple[int, list[Tensor]] | None = None
+        self._shards: tuple[int, frozenset[int], dict[int, Tensor]] | None = None
         self._plans: tuple[RoundPlan, ...] | None = None
         self._checkpoint_s = 0.0
 
@@ -178,8 +178,11 @@ class Engine:
         self._checkpoint_s = time.perf_counter() - began
 
     def _orders(self, plan: RoundPlan, state: RunState) -> list[Order]:
-        if self._shards is None or self._shards[0] != plan.epoch:
-            self._shards = (plan.epoch, self.experiment.shards(plan.epoch, state.balance))
+        present = self._backend.present() - state.excluded
+        if self._shards is None or self._shards[:2] != (plan.epoch, present):
+            shards = self.experiment.shards(plan.epoch, state.balance, present=present)
+            self._shards = (plan.epoch, present, shards)
+        shards = self._shards[2]
         return [
             Order(
                 worker_id=worker,
@@ -189,14 +192,14 @@ class Engine:
                 start=state.committed_for(worker),
                 keep_buffers=self.experiment.buffers == "local" and worker in state.trained,
                 fresh_optimizer=worker in state.fresh,
-                shard=self._shards[1][worker],
+                shard=shards[worker],
                 first_batch=plan.first_batch,
                 num_batches=plan.num_batches,
                 progress=plan.progress,
             )
             for group in plan.groups
             for worker in group
-            if worker not in state.excluded
+            if worker in shards
         ]
 
     def _train(self, orders: Sequence[Order]) -> list[Outcome]:
@@ -353,9 +356,11 @@ class Engine:
             self._tell.on_event(Event("resumed", 0, None, "from the start: no checkpoint was written yet"))
             return self._initial(groups)
         state, workers = unpack_state(found[1])
-        if sorted(workers) != list(range(self.experiment.num_workers)):
+        unknown = set(workers) - set(range(self.experiment.num_workers))
+        if unknown:
             raise CheckpointError(
-                f"the checkpoint holds {len(workers)} workers, the run has {self.experiment.num_workers}"
+                f"the checkpoint holds a worker {max(unknown)}, "
+                f"the run has {self.experiment.num_workers} workers"
             )
         self._backend.load_worker_states(workers, {w: state.committed_for(w) for w in workers})
         state = replace(state, totals=replace(state.totals, resumes=state.totals.resumes + 1))

@@ -248,12 +248,19 @@ class Experiment:
             return self.topology.num_trunk_workers(self.num_workers)
         return self.num_workers
 
-    def shards(self, epoch: int, balance: BalanceState = BalanceState()) -> list[Tensor]:
-        """Each worker's examples in an epoch, as index tensors; only workers that train in it have any.
+    def shards(
+        self,
+        epoch: int,
+        balance: BalanceState = BalanceState(),
+        *,
+        present: frozenset[int] | None = None,
+    ) -> dict[int, Tensor]:
+        """The examples of each worker that trains in an epoch, as index tensors, by worker id.
 
         Args:
             epoch: 1, 2, …
             balance: what is known of the workers' speed.
+            present: workers that can train; the rows are dealt out to them. Left out, all can.
 
         Raises:
             PreconditionError: fewer training examples than workers.
@@ -264,10 +271,14 @@ class Experiment:
                 f"{count} training examples cannot feed {self.num_workers} workers; use at most {count}"
             )
         targets = self.splits.train.targets
-        active = self.active_workers(epoch)
-        shares = self.balancer.shares(active, balance) if self.balances else None
-        shards = self.partitioner.assign(targets, active, epoch=epoch, seed=self.seed, shares=shares)
-        for worker, shard in enumerate(shards):
+        workers = [w for w in range(self.active_workers(epoch)) if present is None or w in present]
+        shares = None
+        if self.balances:
+            of_all = self.balancer.shares(self.num_workers, balance)[workers]
+            shares = of_all / of_all.sum()
+        dealt = self.partitioner.assign(targets, len(workers), epoch=epoch, seed=self.seed, shares=shares)
+        shards = dict(zip(workers, dealt, strict=True))
+        for worker, shard in shards.items():
             own = self.settings_of(worker).bootstrap
             if self.diversity.bootstrap if own is None else own:
                 draws = generator(self.seed, "worker", worker, "bootstrap")
@@ -288,7 +299,7 @@ class Experiment:
         """Batches of the worker that has most in an epoch."""
         return max(
             count_batches(len(shard), self.recipe_of(worker).batch_size)
-            for worker, shard in enumerate(self.shards(epoch))
+            for worker, shard in self.shards(epoch).items()
         )
 
     def initial_weights(self, group: int) -> Weights:

@@ -59,7 +59,7 @@ def orders_of(experiment: Experiment, round_index: int = 1) -> list[Order]:
             num_batches=plan.num_batches,
             progress=plan.progress,
         )
-        for worker, shard in enumerate(experiment.shards(plan.epoch))
+        for worker, shard in experiment.shards(plan.epoch).items()
     ]
 
 

@@ -83,6 +83,10 @@ class FaultyBackend:
             self.injected[fault.kind] += 1
             yield from _spoil(replace(outcome, delta=self.inner.fetch(outcome.delta).clone()), fault)
 
+    def present(self) -> frozenset[int]:
+        """Pass on."""
+        return self.inner.present()
+
     def fetch(self, delta: Delta) -> Tensor:
         """Pass on."""
         return self.inner.fetch(delta)

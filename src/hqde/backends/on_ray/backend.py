@@ -23,6 +23,7 @@ from hqde.backends.ray_settings import RaySettings
 from hqde.balance import Balancer, BalanceState, RoundRobin, Timing
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
+from hqde.errors import ConfigError, QuorumError
 from hqde.topology import Links, Plan, check_plan, choose_plan, shard_bounds
 from hqde.training import Order, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
@@ -36,6 +37,9 @@ class RayBackend:
         threads: torch threads of each worker; 0 follows from its CPUs.
         balancer: who predicts which rows.
         actor_class: what the actors run.
+
+    Attributes:
+        settings: as given; ``plan`` may be replaced between two rounds.
     """
 
     name = "ray"
@@ -48,7 +52,7 @@ class RayBackend:
         balancer: Balancer = RoundRobin(),
         actor_class: type[WorkerActor] = WorkerActor,
     ) -> None:
-        self._settings = settings or RaySettings()
+        self.settings = settings or RaySettings()
         self._threads = threads
         self._basis: Basis = "gram"  # of the rule, once it is known; until then one that no tree can run
         self._balancer = balancer
@@ -67,10 +71,10 @@ class RayBackend:
         Raises:
             ConfigError: no cluster, or one on which they do not fit.
         """
-        self._ours = join(self._settings)
+        self._ours = join(self.settings)
         try:
-            seats = seat(self._settings, len(specs), self._threads)
-            copies = self._settings.replication_factor or min(2, len(alive_nodes()))
+            seats = seat(self.settings, len(specs), self._threads)
+            copies = self.settings.replication_factor or min(2, len(alive_nodes()))
             if copies > 1:
                 self._store = WeightStore(copies)
             self._board = Board(self._store)
@@ -83,7 +87,7 @@ class RayBackend:
 
     def check(self, index: Tensor, rule: Rule) -> None:
         """Run a few examples through each worker's model; refuse a rule that the plan cannot run."""
-        check_plan(self._settings.plan, basis=rule.basis, rule=rule.name)
+        check_plan(self.settings.plan, basis=rule.basis, rule=rule.name)
         self._basis = rule.basis
         self._hired.call_all("check", index.numpy())
 
@@ -115,6 +119,16 @@ class RayBackend:
                 self._balance = self._balancer.observe(self._balance, seen)
             yield outcome
 
+    def present(self) -> frozenset[int]:
+        """All workers; of an elastic run, those that the cluster has room for now."""
+        crew = self._hired
+        if not self.settings.min_workers:
+            return frozenset(range(len(crew.workers)))
+        try:
+            return crew.resize(seat(self.settings, len(crew.workers), self._threads))
+        except ConfigError as error:
+            raise QuorumError(str(error), present=0, required=self.settings.min_workers) from None
+
     def fetch(self, delta: Delta) -> Tensor:
         """A delta in this process."""
         return fetch(delta)
@@ -122,8 +136,8 @@ class RayBackend:
     def combine(self, task: Combination) -> Combined:
         """Spread the work as the group's plan says."""
         workers = [self._owner_of(row) for row in task.rows]
-        plan = self._plans.get(workers[0]) or Plan("flat", self._settings.fan_in, ((0, len(task.base)),))
-        return spread(task, plan, self._board, workers, self._hired.send_again)
+        plan = self._plans.get(workers[0]) or Plan("flat", self.settings.fan_in, ((0, len(task.base)),))
+        return spread(task, plan, self._board, workers, self._hired)
 
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
         """Slices of the rows, predicted by the workers side by side."""
@@ -189,7 +203,7 @@ class RayBackend:
         }
 
     def _plan(self, vector: Tensor, num_rows: int) -> Plan:
-        settings, nodes = self._settings, len(alive_nodes())
+        settings, nodes = self.settings, len(alive_nodes())
         kind = settings.plan
         if kind == "auto":
             links = Links(nodes=nodes)

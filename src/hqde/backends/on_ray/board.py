@@ -66,9 +66,10 @@ class Board:
             self._store.settle()
         self._now[id(vector)] = Posted(vector, bounds, refs, names)
 
-    def forget(self, vector: Tensor) -> None:
-        """The pieces of a vector are lost; the next who asks puts them there again."""
-        self._drop(self._now.pop(id(vector), None), self._before.pop(id(vector), None))
+    def forget(self, *vectors: Tensor) -> None:
+        """The pieces of these are lost; the next who asks puts them there again."""
+        for vector in vectors:
+            self._drop(self._now.pop(id(vector), None), self._before.pop(id(vector), None))
 
     def turn(self) -> None:
         """A new round begins: drop what the round before did not use."""

@@ -24,12 +24,14 @@ class Seats:
         num_cpus, num_gpus: reserved for each worker.
         threads: torch threads of each.
         at_a_time: workers that may train at the same time.
+        places: workers that there is room for.
     """
 
     num_cpus: float
     num_gpus: float
     threads: int
     at_a_time: int
+    places: int
 
 
 def join(settings: RaySettings) -> bool:
@@ -99,27 +101,33 @@ def plan_seats(
 
     Example:
         >>> plan_seats(RaySettings(), 8, 1, cpus=[2.0], gpus=[0.0])
-        Seats(num_cpus=0.25, num_gpus=0.0, threads=1, at_a_time=2)
+        Seats(num_cpus=0.25, num_gpus=0.0, threads=1, at_a_time=2, places=8)
     """
     total = sum(cpus)
-    num_cpus = settings.num_cpus or min(_even_share(num_workers, cpus), float(threads) or math.inf)
-    room = num_fitting(num_cpus, cpus)
-    if room < num_workers:
+    if settings.min_workers:
+        num_cpus = settings.num_cpus or 1.0
+    else:
+        num_cpus = settings.num_cpus or min(_even_share(num_workers, cpus), float(threads) or math.inf)
+    room, needed = num_fitting(num_cpus, cpus), settings.min_workers or num_workers
+    if room < needed:
         raise ConfigError(
-            f"{num_workers} workers of {num_cpus:g} CPUs each do not fit on {len(cpus)} node(s) with "
-            f"{total:g} CPUs: {room} would; use ray.num_cpus={_even_share(num_workers, cpus):g}"
+            f"{needed} workers of {num_cpus:g} CPUs each do not fit on {len(cpus)} node(s) with {total:g} "
+            f"CPUs: {room} would; use ray.num_cpus={_even_share(needed, cpus):g}"
             + (f" or run.workers={room}" if room else "")
         )
-    if settings.num_gpus and num_fitting(settings.num_gpus, gpus) < num_workers:
-        room = num_fitting(settings.num_gpus, gpus)
-        cure = f"use run.workers={room}, or a smaller ray.num_gpus" if room else "set ray.num_gpus = 0"
+    gpu_room = num_fitting(settings.num_gpus, gpus) if settings.num_gpus else num_workers
+    if gpu_room < needed:
+        cure = (
+            f"use run.workers={gpu_room}, or a smaller ray.num_gpus" if gpu_room else "set ray.num_gpus = 0"
+        )
         raise ConfigError(
-            f"{num_workers} workers of {settings.num_gpus:g} GPUs each do not fit on {sum(gpus):g} GPUs: "
-            f"{room} would; {cure}"
+            f"{needed} workers of {settings.num_gpus:g} GPUs each do not fit on {sum(gpus):g} GPUs: "
+            f"{gpu_room} would; {cure}"
         )
     threads = threads or max(1, int(num_cpus))
-    at_a_time = max(1, min(num_workers, int(total // threads)))
-    return Seats(num_cpus, settings.num_gpus, threads, at_a_time)
+    places = min(num_workers, room, gpu_room)
+    at_a_time = max(1, min(places, int(total // threads)))
+    return Seats(num_cpus, settings.num_gpus, threads, at_a_time, places)
 
 
 def num_fitting(each: float, nodes: Sequence[float]) -> int:

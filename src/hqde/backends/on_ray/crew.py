@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +28,7 @@ from hqde.backends.on_ray.shipping import pack
 from hqde.backends.on_ray.weight_store import DamagedCopyError, WeightStore
 from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update
 from hqde.errors import ConfigError, HqdeError, WorkerError
+from hqde.seeding import seeded
 from hqde.training import Order, WorkerSpec
 from hqde.weights import Layout, Weights
 
@@ -71,7 +72,7 @@ class Seat:
     Attributes:
         spec: what to build.
         actor: its handle; ``None`` while nobody is hired.
-        pid: process id of the actor.
+        node: id of the node it is on.
         state: its ``WorkerState``; ``None`` before the first round.
         restore: the actor does not stand where ``state`` says; the next order must put it there.
         last: the last order it finished, for as long as its delta may be asked for again.
@@ -79,7 +80,7 @@ class Seat:
 
     spec: WorkerSpec
     actor: Any = None
-    pid: int = 0
+    node: str = ""
     state: Kept | None = None
     restore: bool = False
     last: Running | None = None
@@ -121,23 +122,37 @@ class Crew:
         )(_with_control(actor_class))
 
     def hire(self) -> None:
-        """Start every actor and build its worker.
+        """Start an actor for each worker that there is room for, and build the workers.
 
         Raises:
             ConfigError: a model cannot be imported or built where the workers are.
             WorkerError: an actor did not come up.
         """
-        calls = [self._engage(worker) for worker in range(len(self.workers))]
+        calls = [self._engage(worker) for worker in range(self.seats.places)]
         for worker, call in enumerate(calls):
             self._welcome(worker, call)
 
     def layout(self, worker: int) -> Layout:
         """The layout of a worker's model."""
+        if worker not in self._layouts:  # it has never been hired, but its model can be built anywhere
+            with seeded(0, "layout"):
+                self._layouts[worker] = Layout.of(self.workers[worker].spec.model.build())
         return self._layouts[worker]
+
+    def resize(self, seats: Seats) -> frozenset[int]:
+        """Let as many work as there are places; who is hired goes before who is not. Returns who may work."""
+        if seats != self.seats:
+            self.roll_call()
+            self.seats, self._at_a_time = seats, seats.at_a_time
+        hired_first = sorted(range(len(self.workers)), key=lambda w: (self.workers[w].actor is None, w))
+        for worker in hired_first[seats.places :]:
+            self.dismiss(worker)
+        return frozenset(hired_first[: seats.places])
 
     def call_all(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every actor and wait for all; an error of a worker's is raised as it is."""
-        calls = [getattr(seat.actor, method).remote(*arguments) for seat in self.workers]
+        hired = [seat.actor for seat in self.workers if seat.actor is not None]
+        calls = [getattr(actor, method).remote(*arguments) for actor in hired]
         try:
             return list(ray.get(calls))
         except RayTaskError as error:
@@ -209,6 +224,31 @@ class Crew:
             for order in [*(run.order for run in running.values()), *(order for order, _ in hiring.values())]:
                 self.dismiss(order.worker_id)
 
+    def submit(self, place: int, function: Callable[..., Any], *arguments: Any, num_returns: int = 1) -> Any:
+        """Run a step of an aggregation on one of the actors; see ``spreading.Hands``."""
+        by_node: dict[str, list[Any]] = defaultdict(list)
+        for seat in self.workers:
+            if seat.actor is not None:
+                by_node[seat.node].append(seat.actor)
+        if not by_node:
+            raise WorkerError("no worker is left to add up the round's updates")
+        actors = by_node[sorted(by_node)[place % len(by_node)]]
+        actor = actors[place // len(by_node) % len(actors)]
+        return actor.reduce.options(num_returns=num_returns).remote(function, *arguments)
+
+    def roll_call(self) -> None:
+        """Dismiss the actors that do not answer."""
+        calls = {w: s.actor.progress.remote() for w, s in enumerate(self.workers) if s.actor is not None}
+        ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=5.0) if calls else ([], [])
+        for worker, call in calls.items():
+            try:
+                if call in ready:
+                    ray.get(call)
+                    continue
+            except RayError:
+                pass
+            self.dismiss(worker)
+
     def send_again(self, worker: int) -> Update:
         """The update of a worker's last order once more: what arrived was damaged, or is lost.
 
@@ -249,6 +289,7 @@ class Crew:
         return {
             worker: seat.actor.state.remote() if seat.state is None else self._resolved(seat.state)
             for worker, seat in enumerate(self.workers)
+            if seat.state is not None or seat.actor is not None
         }
 
     def close(self) -> None:
@@ -263,14 +304,14 @@ class Crew:
         """Hire an actor for a worker; the reference is ready when its worker is built."""
         seat, seats = self.workers[worker], self.seats
         # Nodes may have gone since the seats were planned; a replacement then shares the CPUs that are left.
-        room = num_fitting(seats.num_cpus, node_resources("CPU")) >= len(self.workers)
+        room = num_fitting(seats.num_cpus, node_resources("CPU")) >= seats.places
         hired = self._actor_class.options(num_cpus=seats.num_cpus if room else 0)
         seat.actor = hired.remote(seats.threads, seats.num_gpus)
         return seat.actor.build.remote(pack(seat.spec), self._examples)
 
     def _welcome(self, worker: int, call: Any) -> None:
         try:
-            self.workers[worker].pid, layout = ray.get(call, timeout=HIRING_TIMEOUT_S)
+            self.workers[worker].node, layout = ray.get(call, timeout=HIRING_TIMEOUT_S)
         except RayTaskError as error:
             cause = _cause(error)
             if isinstance(cause, HqdeError):

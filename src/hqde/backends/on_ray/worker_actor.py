@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import psutil
+import ray
 import torch
 from torch import Tensor
 
@@ -59,11 +59,11 @@ class WorkerActor:
         self._last: tuple[tuple[int, int], tuple[Any, ...]] | None = None
         self._progress = (0, 0)
 
-    def build(self, spec: Parcel, examples: Parcel) -> tuple[int, Layout]:
-        """Make the worker; returns the process id and the layout of its model."""
+    def build(self, spec: Parcel, examples: Parcel) -> tuple[str, Layout]:
+        """Make the worker; returns the id of its node and the layout of its model."""
         torch.set_num_threads(self._threads)
         self._spec, self._examples = unpack(spec), unpack(examples)
-        return os.getpid(), self._renewed().layout
+        return ray.get_runtime_context().get_node_id(), self._renewed().layout
 
     def check(self, index: np.ndarray) -> None:
         """Run a few examples through the model."""
@@ -117,6 +117,10 @@ class WorkerActor:
         members: Ensemble = unpack(ensemble)
         rows = SubsetExamples(unpack(examples), torch.arange(first, last))
         return as_array(members.predict_members(rows))
+
+    def reduce(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Carry out a step of an aggregation."""
+        return function(*arguments)
 
     def _train(self, worker: Worker, order: Order, bounds: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
         self._progress = (0, 0)
