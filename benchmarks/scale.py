@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections import defaultdict
@@ -34,6 +35,7 @@ import numpy as np
 import psutil
 import ray
 import torch
+from ray._private.internal_api import memory_summary
 
 from hqde.aggregation import BLOCK, Combination, FedAvg, Mean, RemoteDelta, shares_of
 from hqde.backends.on_ray import board as board_module
@@ -50,7 +52,8 @@ QUICK_WORKERS, QUICK_SIZES = (2, 8, 32), (100_000, 1_000_000)
 PAIRED = (16, 11_173_962)  # workers, and the coordinates of a ResNet-18 for ten classes
 FAN_IN = 8
 MOST_ROWS_BYTES = 6_000_000_000
-SHARE_OF_STORE = 0.75  # of the object store that rows may fill; sums and weights need the rest
+DRAIN_BYTES, DRAIN_S = 500_000_000, 2.0  # Ray frees a round's rows up to a second later; else they pile up
+SHARE_OF_STORE = 0.6  # of the object store that rows may fill: from 0.8 on Ray writes objects to disk
 
 
 class Host:
@@ -199,6 +202,8 @@ class Course:
         self.seconds.append(self._round(None))
 
     def _round(self, traffic: Traffic | None) -> float:
+        if 4 * self.n * self.d > DRAIN_BYTES:
+            time.sleep(DRAIN_S)
         self._board.turn()
         rows = self._crowd.deliver(self.n, self.d, self.bounds)
         began = time.perf_counter()
@@ -237,6 +242,13 @@ def courses_of(crowd: Crowd, num_workers: int, size: int, names: Sequence[str]) 
     return courses
 
 
+def spilled() -> int:
+    """MiB that Ray has moved from the object store to disk so far."""
+    told = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+    found = re.search(r"Spilled (\d+) MiB", told)
+    return int(found[1]) if found else 0
+
+
 def measure(
     crowd: Crowd, workers: Sequence[int], sizes: Sequence[int], rounds: int, most_bytes: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -251,11 +263,17 @@ def measure(
                     f"room for {most_bytes / 1e9:.1f} GB"
                 )
                 continue
+            before = spilled()
             names = ["flat", "tree", "sharded", *(["sharded-n"] if number > 2 and size > 2 * BLOCK else [])]
             courses = courses_of(crowd, number, size, names)
             for turn in range(rounds):
                 for course in courses[turn % len(courses) :] + courses[: turn % len(courses)]:
                     course.time()
+            if spilled() > before:
+                skipped.append(
+                    f"{number} workers × {size:,} coordinates: Ray wrote objects to disk meanwhile"
+                )
+                continue
             records += [course.record() for course in courses]
             told = ", ".join(f"{c.name} {median(c.seconds):.3f}" for c in courses)
             print(f"{number} workers, {size:,} coordinates: {told} s", flush=True)
@@ -288,7 +306,7 @@ def main() -> int:
         print(report(json.loads(arguments.from_json.read_text())))
         return 0
     free = psutil.virtual_memory().available
-    store = min(8_000_000_000, int(0.45 * free))
+    store = min(9_500_000_000, int(0.45 * free))
     most = min(MOST_ROWS_BYTES, SHARE_OF_STORE * store)
     cores = len(os.sched_getaffinity(0))
     ray.init(

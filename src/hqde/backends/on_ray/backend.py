@@ -213,6 +213,7 @@ class RayBackend:
                 basis=self._basis,
                 fan_in=settings.fan_in,
                 links=links,
+                num_shards=settings.num_shards,
             )
         if num_rows == 1:
             kind = "flat"
