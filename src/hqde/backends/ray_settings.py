@@ -28,8 +28,7 @@ class RaySettings:
         fan_in: updates that one task of a tree adds up: 4, 8 or 16.
         num_shards: coordinate shards of an update; 0 takes one for each node, at least two.
         min_workers: with 0 all workers must fit on the cluster; with more the run starts, and goes on, with
-            as many of them as there is room for, but never with fewer than this. Each then takes ``num_cpus``,
-            or 1.
+            as many of them as there is room for, but never fewer than this. Each takes ``num_cpus``, or 1.
         replication_factor: nodes that hold a copy of the workers' states and of the committed weights; 0
             takes 2 where there are two nodes, else 1.
 

@@ -203,6 +203,8 @@ class Engine:
         ]
 
     def _train(self, orders: Sequence[Order]) -> list[Outcome]:
+        if not orders:
+            raise WorkerError("no worker is left: each was excluded after its last attempt failed")
         self._supervisor.begin(orders)
         arrivals = self._backend.train(orders, on_step=self._tell.on_step, supervisor=self._supervisor)
         outcomes = sorted(arrivals, key=lambda outcome: outcome.worker_id)

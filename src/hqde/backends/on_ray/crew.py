@@ -25,7 +25,7 @@ from hqde.aggregation import Update
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
 from hqde.backends.on_ray.cluster import Seats, node_resources, num_fitting
 from hqde.backends.on_ray.shipping import pack
-from hqde.backends.on_ray.weight_store import DamagedCopyError, WeightStore
+from hqde.backends.on_ray.weight_store import DamagedCopyError, LostError, WeightStore
 from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update
 from hqde.errors import ConfigError, HqdeError, WorkerError
 from hqde.seeding import seeded
@@ -110,6 +110,7 @@ class Crew:
         self.workers = [Seat(spec) for spec in specs]
         self._at_a_time = seats.at_a_time
         self._layouts: dict[int, Layout] = {}
+        self._supervisor: Supervisor | None = None  # of the round under way, until the next
         self._examples = examples
         self._store = store
         self._actor_class = ray.remote(
@@ -176,6 +177,7 @@ class Crew:
             on_loss: is told when something an order needs was lost, before it is given out again.
             cut: how an order's delta is to be cut into pieces.
         """
+        self._supervisor = supervisor
         waiting = deque(orders)
         running: dict[Any, Running] = {}
         hiring: dict[Any, tuple[Order, float]] = {}
@@ -261,6 +263,9 @@ class Crew:
         seat = self.workers[worker]
         assert seat.last is not None
         run = seat.last
+        if self._supervisor is not None:
+            told = f"the update of worker {worker} was damaged or lost on its way, and is sent again"
+            self._supervisor.on_repair(run.order.round_index, told)
         outcome: Outcome | None = None
         for attempt in range(run.order.attempt, run.order.attempt + 2):
             if seat.actor is None:
@@ -285,11 +290,11 @@ class Crew:
         seat.actor, seat.restore = None, True
 
     def states(self) -> dict[int, Any]:
-        """References to every worker's packed state; those that have none yet are asked."""
+        """References to packed states, of the workers that have one; who has not trained is asked."""
         return {
             worker: seat.actor.state.remote() if seat.state is None else self._resolved(seat.state)
             for worker, seat in enumerate(self.workers)
-            if seat.state is not None or seat.actor is not None
+            if (seat.actor is not None if seat.state is None else self._is_kept(seat.state))
         }
 
     def close(self) -> None:
@@ -407,7 +412,19 @@ class Crew:
         self.dismiss(order.worker_id)
         if on_loss is not None:
             on_loss(order)
-        return _failure(order, f"what its round starts from was lost: {_first_line(error)}", "died")
+        seat, lost = self.workers[order.worker_id], "what its round starts from was lost"
+        if seat.state is not None and not self._is_kept(seat.state):
+            seat.state = None
+            lost = "its optimizer state went with its node and there was no other copy, so it starts anew"
+        return _failure(order, f"{lost}: {_first_line(error)}", "died")
+
+    def _is_kept(self, kept: Kept) -> bool:
+        """Whether a state can still be read somewhere."""
+        try:
+            ray.get(self._resolved(kept), timeout=10)
+        except (RayError, LostError):
+            return False
+        return True
 
     def _make_room(self, order: Order, error: BaseException) -> Failure:
         self._at_a_time = max(1, self._at_a_time // 2)
