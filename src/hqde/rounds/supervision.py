@@ -16,6 +16,8 @@ from hqde.training import Order
 # A spread below this part of the median is taken for luck: few arrivals of equal workers show hardly any.
 LEAST_SPREAD = 0.25
 GRACE_S = 1.0  # rounds of milliseconds are late by scheduling alone
+# The whole machine may be slower than a round ago: before its peers are in, nobody is called late by less.
+UNSEEN_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,19 @@ class RoundSupervisor:
     def patience_s(self, order: Order) -> float | None:
         """median + k · MAD of seconds per unit of work, times the order's work, doubled with every attempt.
 
-        Of this round's arrivals once half of the like workers are in, of the round before until then. A
-        worker that was slow before and made it is given twice its own time.
+        Of this round's arrivals once half of the like workers are in; until then ten times what the round
+        before would give. A worker that was slow before and made it is given twice its own time.
         """
         kind = _kind(order)
-        rates = self._arrived[kind]
+        rates, factor = self._arrived[kind], 1.0
         if 2 * len(rates) < self._expected[kind]:
-            rates = self._before.get(kind, [])
+            rates, factor = self._before.get(kind, []), UNSEEN_FACTOR
         if not self._policy.patience or not rates:
             return None
         middle = median(rates)
         spread = max(median(abs(rate - middle) for rate in rates), LEAST_SPREAD * middle)
         rate = max(middle + self._policy.patience * spread, 2 * self._own.get(order.worker_id, 0.0))
-        return GRACE_S + rate * _work(order) * 2.0**order.attempt
+        return factor * (GRACE_S + rate * _work(order)) * 2.0**order.attempt
 
     def on_arrival(self, order: Order, seconds: float) -> None:
         """Note how long an order took."""

@@ -33,6 +33,7 @@ from hqde.training import Order, WorkerSpec
 from hqde.weights import Layout, Weights
 
 HIRING_TIMEOUT_S = 120.0  # for an actor to be placed, import torch and build its model
+HIRING_PAUSE_S = 1.0  # a node that is gone is offered for a moment longer
 POLL_S = 0.25  # between two looks at deadlines and progress
 
 
@@ -343,6 +344,7 @@ class Crew:
             self._welcome(order.worker_id, call)
         except (WorkerError, ConfigError) as error:
             self.dismiss(order.worker_id)
+            time.sleep(HIRING_PAUSE_S)
             return _failure(order, str(error), "died")
         self.workers[order.worker_id].restore = True
         return None
