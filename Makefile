@@ -57,7 +57,7 @@ imports: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup --cov --cov-report=term $(ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/headline.py $(ARGS)

@@ -21,8 +21,10 @@ POLICY = FaultPolicy(patience=3.0)
 RECOVERED = ["killed_before", "killed_during", "killed_after", "raises", "corrupted", "hangs", "slow"]
 
 
-@pytest.mark.parametrize("plan", ["flat", "sharded"])
-@pytest.mark.parametrize("kind", RECOVERED)
+@pytest.mark.parametrize(
+    ("kind", "plan"),
+    [*((kind, "flat") for kind in RECOVERED), ("killed_after", "sharded"), ("corrupted", "sharded")],
+)
 def test_after_any_fault_the_weights_are_those_of_an_undisturbed_run(
     kind, plan, on_ray, tmp_path, runs, undisturbed
 ):
