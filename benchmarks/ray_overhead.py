@@ -198,7 +198,8 @@ class Alternation:
         wanted = min(record.round + record.round % 2, self._last)
         while len(self.bare_s) < wanted:
             number = len(self.bare_s) + 1
-            self.bare_s.append(self._bare.round(number, self._experiment.shards(number)))
+            shards = self._experiment.shards(number)
+            self.bare_s.append(self._bare.round(number, [shards[worker] for worker in range(WORKERS)]))
             print(f"round {number}: bare {self.bare_s[-1]:.2f} s", flush=True)
 
 
