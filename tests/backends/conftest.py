@@ -12,7 +12,6 @@ import torch
 from hqde.backends import LocalBackend
 from hqde.rounds import Engine
 from hqde.testing import small_experiment
-from hqde.topology import Topology
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
@@ -100,10 +99,10 @@ class Recorder:
 
 
 class Runs:
-    """Runs of one small experiment, of three rounds with two groups of two."""
+    """Runs of one small experiment, of three rounds."""
 
     def experiment(self, **changes):
-        return replace(small_experiment(num_workers=4), topology=Topology(groups=2), epochs=3, **changes)
+        return replace(small_experiment(num_workers=2), epochs=3, **changes)
 
     def run(self, backend, experiment=None, *, on_record=None, **options):
         recorder = Recorder()

@@ -208,8 +208,8 @@ def test_adaptive_shards_make_a_slow_worker_finish_with_the_others(on_ray, runs)
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"num_gpus": 1.0}, "4 workers of 1 GPUs each do not fit on 0 GPUs: 0 would; set ray.num_gpus = 0"),
-        ({"num_cpus": 2.0}, r"4 workers of 2 CPUs each do not fit on 1 node\(s\) with 2 CPUs: 1 would"),
+        ({"num_gpus": 1.0}, "2 workers of 1 GPUs each do not fit on 0 GPUs: 0 would; set ray.num_gpus = 0"),
+        ({"num_cpus": 2.0}, r"2 workers of 2 CPUs each do not fit on 1 node\(s\) with 2 CPUs: 1 would"),
         ({"replication_factor": 2}, "replication_factor=2 needs as many nodes, the cluster has 1"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Three nodes on one machine: what the loss of one does, and what copies elsewhere are good for."""
+"""Three nodes on one machine: what the loss of one does, and what copies elsewhere are good for.
+
+A worker per node, so that no node can go unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hqde.backends import RaySettings
+from hqde.backends import LocalBackend, RaySettings
 from hqde.data import Split
 from hqde.errors import ConfigError, QuorumError
-from hqde.topology import Topology
+
+
+def three_workers(runs, **changes):
+    return replace(runs.experiment(), num_workers=3, **changes)
+
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 
-def test_a_node_that_goes_between_two_rounds_takes_nothing_along(three_nodes, runs, undisturbed):
+def test_a_node_that_goes_between_two_rounds_takes_nothing_along(three_nodes, runs):
     from hqde.backends.on_ray import RayBackend
 
     def remove(record):
@@ -25,14 +32,14 @@ def test_a_node_that_goes_between_two_rounds_takes_nothing_along(three_nodes, ru
             three_nodes.remove_node(three_nodes.others[0], allow_graceful=False)
 
     backend = RayBackend(RaySettings(plan="sharded"), threads=1)
-    result, recorder = runs.run(backend, on_record=remove)
-    runs.assert_same_weights(result, undisturbed)
+    result, recorder = runs.run(backend, three_workers(runs), on_record=remove)
+    runs.assert_same_weights(result, runs.run(LocalBackend(), three_workers(runs))[0])
     assert recorder.told("restarted")
     assert any("went with its node" in event.reason for event in recorder.told("repaired"))
     assert result.state.totals.failures == 0
 
 
-def test_a_node_that_goes_during_a_round_takes_nothing_along(three_nodes, runs, undisturbed):
+def test_a_node_that_goes_during_a_round_takes_nothing_along(three_nodes, runs):
     from hqde.backends.on_ray import RayBackend, WorkerActor
 
     class TakesItsTime(WorkerActor):
@@ -47,8 +54,8 @@ def test_a_node_that_goes_during_a_round_takes_nothing_along(three_nodes, runs, 
             threading.Timer(1.0, lambda: three_nodes.remove_node(gone, allow_graceful=False)).start()
 
     backend = RayBackend(threads=1, actor_class=TakesItsTime)
-    result, recorder = runs.run(backend, on_record=remove_soon)
-    runs.assert_same_weights(result, undisturbed)
+    result, recorder = runs.run(backend, three_workers(runs), on_record=remove_soon)
+    runs.assert_same_weights(result, runs.run(LocalBackend(), three_workers(runs))[0])
     assert recorder.told("restarted")
 
 
@@ -109,11 +116,11 @@ def test_workers_join_and_leave_between_rounds(three_nodes, ray_module, runs):
             while len([node for node in ray_module.nodes() if node["Alive"]]) > 1:
                 time.sleep(0.1)
 
-    experiment = replace(runs.experiment(), topology=Topology(groups=1), partitioner=Split())
+    experiment = replace(runs.experiment(), num_workers=3, partitioner=Split())
     settings = RaySettings(min_workers=1, replication_factor=1)
     result, recorder = runs.run(RayBackend(settings, threads=1), experiment, on_record=change)
     present = [[worker.worker for worker in record.workers] for record in recorder.records]
-    assert [len(ids) for ids in present] == [2, 4, 2]
+    assert [len(ids) for ids in present] == [2, 3, 2]
     rows = len(experiment.splits.train)
     for record in recorder.records:  # a last batch of a single row is left out
         assert rows - len(record.workers) <= sum(worker.samples for worker in record.workers) <= rows
@@ -129,5 +136,6 @@ def test_a_run_whose_cluster_shrinks_too_far_ends_with_the_numbers(three_nodes, 
         while len([node for node in ray_module.nodes() if node["Alive"]]) > 1:
             time.sleep(0.1)
 
+    backend = RayBackend(RaySettings(min_workers=3), threads=1)
     with pytest.raises(QuorumError, match=r"3 workers of 1 CPUs each do not fit on 1 node\(s\) with 2 CPUs"):
-        runs.run(RayBackend(RaySettings(min_workers=3), threads=1), on_record=shrink)
+        runs.run(backend, three_workers(runs), on_record=shrink)

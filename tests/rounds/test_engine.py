@@ -76,7 +76,7 @@ def test_fedavg_equals_one_model_moved_by_the_averaged_deltas():
         counters = []
         for worker, order in zip(workers, orders_of(experiment, plan.index), strict=True):
             update = worker.train_round(replace(order, start=common))
-            share = len(shards[order.worker_id]) / sum(len(shard) for shard in shards)
+            share = len(shards[order.worker_id]) / sum(len(shard) for shard in shards.values())
             moved += update.delta.double() * share
             counters.append(update.integers)
         common = Weights((common.vector.double() + moved).float(), torch.stack(counters).amax(dim=0))
@@ -165,7 +165,7 @@ def test_rounds_of_steps_see_every_example_once_an_epoch():
     result, recorder = run(experiment)
     per_epoch = [r for r in recorder.rounds if r.epoch == 1]
     assert len(per_epoch) > 1
-    expected = sum(len(shard) for shard in experiment.shards(1))
+    expected = sum(len(shard) for shard in experiment.shards(1).values())
     assert sum(w.samples for r in per_epoch for w in r.workers) == expected
     assert [r.validation is not None for r in recorder.rounds] == [
         r.round % len(per_epoch) == 0 for r in recorder.rounds

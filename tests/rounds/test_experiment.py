@@ -120,7 +120,7 @@ def test_dropout_spreads_over_the_workers_and_not_at_all_without_a_base_rate():
 
 def test_a_group_may_bootstrap_or_not_against_the_rule():
     def repeats(experiment: Experiment) -> list[bool]:
-        return [len(shard.unique()) < len(shard) for shard in experiment.shards(1)]
+        return [len(shard.unique()) < len(shard) for shard in experiment.shards(1).values()]
 
     assert repeats(make()) == [False] * 4
     assert repeats(make(diversity=Diversity(bootstrap=True))) == [True] * 4
@@ -136,20 +136,21 @@ def test_a_group_may_bootstrap_or_not_against_the_rule():
 
 def test_a_bootstrap_is_of_the_worker_s_own_shard_its_own_and_the_same_every_epoch():
     experiment = make(partitioner=Iid(), diversity=Diversity(bootstrap=True))
-    plain = make(partitioner=Iid()).shards(1)
-    drawn = experiment.shards(1)
+    plain = list(make(partitioner=Iid()).shards(1).values())
+    drawn = list(experiment.shards(1).values())
     for shard, own in zip(drawn, plain, strict=True):
         assert len(shard) == len(own)
         assert set(shard.tolist()) <= set(own.tolist())
-    assert all(torch.equal(one, other) for one, other in zip(drawn, experiment.shards(3), strict=True))
-    replicated = make(diversity=Diversity(bootstrap=True)).shards(1)
+    later = experiment.shards(3).values()
+    assert all(torch.equal(one, other) for one, other in zip(drawn, later, strict=True))
+    replicated = list(make(diversity=Diversity(bootstrap=True)).shards(1).values())
     assert not torch.equal(replicated[0], replicated[1])
 
 
 @pytest.mark.parametrize("partitioner", [Split(), Iid(), Dirichlet(0.1)], ids=repr)
 def test_shards_cover_the_training_rows_once(partitioner):
     experiment = make(partitioner=partitioner)
-    rows = torch.cat(experiment.shards(1)).sort().values
+    rows = torch.cat(list(experiment.shards(1).values())).sort().values
     assert torch.equal(rows, torch.arange(len(experiment.splits.train)))
 
 
@@ -157,7 +158,7 @@ def test_dirichlet_shards_are_skewed_by_class():
     def largest_share(alpha: float) -> float:
         experiment = make(splits=table(600), partitioner=Dirichlet(alpha))
         targets = experiment.splits.train.targets
-        counts = [torch.bincount(targets[shard], minlength=3) for shard in experiment.shards(1)]
+        counts = [torch.bincount(targets[shard], minlength=3) for shard in experiment.shards(1).values()]
         return max(float(count.max() / count.sum()) for count in counts)
 
     assert largest_share(0.05) > 0.7
@@ -167,7 +168,7 @@ def test_dirichlet_shards_are_skewed_by_class():
 @pytest.mark.parametrize("partitioner", [Replicate(), Split(), Iid(), Bootstrap()], ids=repr)
 def test_shards_depend_on_the_seed_and_the_epoch_as_the_partitioner_says(partitioner):
     def rows(seed: int, epoch: int) -> list[Tensor]:
-        return make(partitioner=partitioner, seed=seed).shards(epoch)
+        return list(make(partitioner=partitioner, seed=seed).shards(epoch).values())
 
     def same(left: list[Tensor], right: list[Tensor]) -> bool:
         return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
@@ -195,7 +196,7 @@ def test_the_plan_counts_the_batches_of_the_worker_that_has_most():
         epochs=1,
     )
     # 43 training rows: shards of 11, 11, 11 and 10; in batches of 2, 11 rows make 5 (a last row is left out)
-    assert [len(shard) for shard in experiment.shards(1)] == [11, 11, 11, 10]
+    assert [len(shard) for shard in experiment.shards(1).values()] == [11, 11, 11, 10]
     assert [(p.first_batch, p.num_batches) for p in experiment.plan()] == [(0, 2), (2, 2), (4, None)]
 
 
@@ -203,8 +204,8 @@ def test_only_the_trunk_s_workers_have_shards_before_the_branch():
     experiment = make(
         topology=Topology(groups=2, branch_at=0.5, trunk_workers=1, every=1), partitioner=Split(), epochs=2
     )
-    assert [len(shard) for shard in experiment.shards(1)] == [43]
-    assert [len(shard) for shard in experiment.shards(2)] == [11, 11, 11, 10]
+    assert [len(shard) for shard in experiment.shards(1).values()] == [43]
+    assert [len(shard) for shard in experiment.shards(2).values()] == [11, 11, 11, 10]
     plans = experiment.plan()
     assert [p.groups for p in plans if p.epoch == 1] == [((0,),)] * 6
     assert [p.groups for p in plans if p.epoch == 2] == [((0, 1), (2, 3))] * 2

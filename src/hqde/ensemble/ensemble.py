@@ -22,7 +22,7 @@ from hqde.ensemble.regression import pool_normals, split_variance
 from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, did_you_mean
 from hqde.metrics import Uncertainty, auroc, uncertainty
 
-BATCH_SIZE = 512
+BATCH_SIZE = 128
 
 
 class Ensemble:

@@ -60,6 +60,8 @@ def predict_members(
             ready = normalization.apply(inputs)
             check_finite(ready, first_row=first_row)
             ready = move_inputs(ready, device)
+            if isinstance(ready, Tensor) and ready.ndim == 4:  # convolutions are two to three times faster
+                ready = ready.contiguous(memory_format=torch.channels_last)
             for member, part in zip(members, parts, strict=True):
                 member.model.eval()
                 outputs = call_model(member.model, ready)

@@ -20,8 +20,8 @@ SLICES_PER_ACTOR = 4
 def row_slices(num_rows: int, num_actors: int) -> list[tuple[int, int]]:
     """First and past-the-last row of each slice: whole batches, so that the bits are those of one process.
 
-    >>> row_slices(1300, 1)
-    [(0, 512), (512, 1024), (1024, 1300)]
+    >>> row_slices(600, 1)
+    [(0, 256), (256, 512), (512, 600)]
     """
     batches = -(-num_rows // BATCH_SIZE)
     each = max(1, -(-batches // (SLICES_PER_ACTOR * num_actors))) * BATCH_SIZE
