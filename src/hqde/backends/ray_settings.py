@@ -25,7 +25,7 @@ class RaySettings:
             ``run.threads`` says otherwise.
         num_gpus: GPUs of each worker: 0, 1/k (k workers share one), or a whole number.
         plan: ``flat`` (the driver adds up), ``tree``, ``sharded``, or ``auto`` (the cheapest, by a model).
-        fan_in: updates that one task of a tree adds up: 4, 8 or 16.
+        fan_in: updates that one step of a tree adds up: 4, 8 or 16.
         num_shards: coordinate shards of an update; 0 takes one for each node, at least two.
         min_workers: with 0 all workers must fit on the cluster; with more the run starts, and goes on, with
             as many of them as there is room for, but never fewer than this. Each takes ``num_cpus``, or 1.

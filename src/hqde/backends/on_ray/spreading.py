@@ -183,7 +183,7 @@ def _gather(pieces: Sequence[Any], dtype: torch.dtype) -> Tensor:
 
 
 def _as_remote(row: Tensor, plan: Plan) -> RemoteDelta:
-    """A row that is here, put where tasks can read it."""
+    """A row that is here, put where others can read it."""
     arrays = [as_array(row[first:last]) for first, last in plan.bounds]
     pieces = Pieces(-1, plan.bounds, tuple(map(checksum, arrays)), tuple(map(ray.put, arrays)))
     return RemoteDelta(len(row), row.dtype, 0, pieces)
