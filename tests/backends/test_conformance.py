@@ -15,14 +15,12 @@ def test_the_local_backend_conforms(check):
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
 def test_the_ray_backend_conforms(check, on_ray):
     check(lambda: make_backend("ray"))
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("plan", ["tree", "sharded"])
 def test_updates_are_the_same_under_every_plan(plan, on_ray):
     BACKEND_CHECKS[0](lambda: make_backend("ray", ray=RaySettings(plan=plan)))

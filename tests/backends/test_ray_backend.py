@@ -20,7 +20,7 @@ from hqde.rounds import Engine
 from hqde.testing import small_experiment
 from hqde.topology import Topology
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 
 class NearestToTheOthers(Rule):

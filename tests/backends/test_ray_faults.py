@@ -13,7 +13,7 @@ from hqde.errors import WorkerError
 from hqde.rounds import FaultPolicy
 from hqde.testing import Fault, FaultyBackend
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 POLICY = FaultPolicy(patience=3.0)
 
