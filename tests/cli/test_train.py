@@ -284,7 +284,7 @@ def test_kill_9_and_resume_gives_the_bits_of_an_uninterrupted_run(hqde, write_ta
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(write_table, tmp_path):
     table = write_table(tmp_path / "trees.csv", rows=600)
-    process = train_process(table, tmp_path / "run", epochs=200)
+    process = train_process(table, tmp_path / "run", epochs=2000)
     wait_for_rounds(process, tmp_path / "run", 2)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130

@@ -264,11 +264,8 @@ class Engine:
                 present=0,
                 required=1,
             )
-        timings = {
-            o.worker_id: Timing(o.num_samples, o.seconds, o.node_load)
-            for o in outcomes
-            if isinstance(o, Update) and o.num_samples > 0
-        }
+        worked = [o for o in outcomes if isinstance(o, Update) and o.num_samples > 0]
+        timings = {o.worker_id: Timing(o.num_samples, o.seconds, o.node_load) for o in worked}
         totals = replace(state.totals)
         totals.failures += len(failures)
         totals.restarts += self._supervisor.restarts

@@ -13,8 +13,9 @@ from hqde.aggregation import BLOCK, Basis, Combination, Combined, Delta, RemoteD
 from hqde.backends.base import Outcome, StepReport, Supervisor
 from hqde.backends.on_ray.board import Board
 from hqde.backends.on_ray.cluster import alive_nodes, join, seat
-from hqde.backends.on_ray.crew import Crew, Kept
+from hqde.backends.on_ray.crew import Crew
 from hqde.backends.on_ray.predicting import predict_members, row_slices
+from hqde.backends.on_ray.seats import Kept
 from hqde.backends.on_ray.shipping import pack, unpack
 from hqde.backends.on_ray.spreading import fetch, spread
 from hqde.backends.on_ray.weight_store import WeightStore

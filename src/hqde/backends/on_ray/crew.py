@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -24,8 +23,11 @@ from ray.exceptions import (
 from hqde.aggregation import Update
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
 from hqde.backends.on_ray.cluster import Seats, node_resources, num_fitting
+from hqde.backends.on_ray.failures import cause_of, failure_of, first_line, swallow
+from hqde.backends.on_ray.seats import Running, Seat
 from hqde.backends.on_ray.shipping import pack
-from hqde.backends.on_ray.weight_store import DamagedCopyError, LostError, WeightStore
+from hqde.backends.on_ray.states import States
+from hqde.backends.on_ray.weight_store import DamagedCopyError, WeightStore
 from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update
 from hqde.errors import ConfigError, HqdeError, WorkerError
 from hqde.seeding import seeded
@@ -35,56 +37,6 @@ from hqde.weights import Layout, Weights
 HIRING_TIMEOUT_S = 120.0  # for an actor to be placed, import torch and build its model
 HIRING_PAUSE_S = 1.0  # a node that is gone is offered for a moment longer
 POLL_S = 0.25  # between two looks at deadlines and progress
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A worker's packed state: a reference to it, and its name in the weight store if it is there."""
-
-    ref: Any
-    name: str = ""
-
-
-@dataclass
-class Running:
-    """An order under way: what was asked, and references to what comes back.
-
-    Attributes:
-        order, start, bounds: what was asked; ``start`` are references to the start's vector.
-        before: the worker's state when the round began; ``None`` before its first.
-        began: when it was asked.
-        report, state, pieces: what comes back.
-    """
-
-    order: Order
-    start: Sequence[Any]
-    bounds: Sequence[tuple[int, int]]
-    before: Kept | None
-    began: float
-    report: Any
-    state: Any
-    pieces: list[Any]
-
-
-@dataclass
-class Seat:
-    """One worker: its actor, and the state it had when its last round was accepted.
-
-    Attributes:
-        spec: what to build.
-        actor: its handle; ``None`` while nobody is hired.
-        node: id of the node it is on.
-        state: its ``WorkerState``; ``None`` before the first round.
-        restore: the actor does not stand where ``state`` says; the next order must put it there.
-        last: the last order it finished, for as long as its delta may be asked for again.
-    """
-
-    spec: WorkerSpec
-    actor: Any = None
-    node: str = ""
-    state: Kept | None = None
-    restore: bool = False
-    last: Running | None = None
 
 
 class Crew:
@@ -113,7 +65,7 @@ class Crew:
         self._layouts: dict[int, Layout] = {}
         self._supervisor: Supervisor | None = None  # of the round under way, until the next
         self._examples = examples
-        self._store = store
+        self._states = States(store)
         self._actor_class = ray.remote(
             num_cpus=seats.num_cpus,
             num_gpus=seats.num_gpus,
@@ -158,7 +110,7 @@ class Crew:
         try:
             return list(ray.get(calls))
         except RayTaskError as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
 
     def train(
         self,
@@ -293,9 +245,9 @@ class Crew:
     def states(self) -> dict[int, Any]:
         """References to packed states, of the workers that have one; who has not trained is asked."""
         return {
-            worker: seat.actor.state.remote() if seat.state is None else self._resolved(seat.state)
+            worker: seat.actor.state.remote() if seat.state is None else self._states.resolved(seat.state)
             for worker, seat in enumerate(self.workers)
-            if (seat.actor is not None if seat.state is None else self._is_kept(seat.state))
+            if (seat.actor is not None if seat.state is None else self._states.is_kept(seat.state))
         }
 
     def close(self) -> None:
@@ -319,11 +271,11 @@ class Crew:
         try:
             self.workers[worker].node, layout = ray.get(call, timeout=HIRING_TIMEOUT_S)
         except RayTaskError as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             if isinstance(cause, HqdeError):
                 raise ConfigError(f"on Ray, worker {worker} cannot be built: {cause}") from None
             raise ConfigError(
-                f"on Ray, worker {worker} cannot be built ({type(cause).__name__}: {_first_line(cause)}); "
+                f"on Ray, worker {worker} cannot be built ({type(cause).__name__}: {first_line(cause)}); "
                 f"make the model's module importable on every node"
             ) from None
         except GetTimeoutError:
@@ -334,7 +286,7 @@ class Crew:
             ) from None
         except RayError as error:
             raise WorkerError(
-                f"worker {worker} did not start on Ray: {_first_line(error)}", worker_id=worker
+                f"worker {worker} did not start on Ray: {first_line(error)}", worker_id=worker
             ) from None
         self._layouts[worker] = layout
 
@@ -345,35 +297,17 @@ class Crew:
         except (WorkerError, ConfigError) as error:
             self.dismiss(order.worker_id)
             time.sleep(HIRING_PAUSE_S)
-            return _failure(order, str(error), "died")
+            return failure_of(order, str(error), "died")
         self.workers[order.worker_id].restore = True
         return None
 
     def _dispatch(self, order: Order, start: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Running:
         seat = self.workers[order.worker_id]
         slim = replace(order, start=Weights(torch.empty(0), order.start.integers))
-        state = self._resolved(seat.state) if seat.restore else None
+        state = self._states.resolved(seat.state) if seat.restore else None
         call = seat.actor.train_round.options(num_returns=2 + len(bounds))
         report, after, *pieces = call.remote(pack(slim), list(bounds), seat.restore, state, *start)
         return Running(order, start, bounds, seat.state, time.perf_counter(), report, after, pieces)
-
-    def _keep(self, run: Running) -> Kept:
-        """What a worker has become; the state it had two rounds ago is of no more use."""
-        worker, round_index = run.order.worker_id, run.order.round_index
-        if self._store is None:
-            return Kept(run.state)
-        last = self.workers[worker].last
-        if last is not None and last.before is not None and last is not run:
-            self._store.drop([last.before.name])
-        name = f"state of worker {worker} after round {round_index}"
-        self._store.keep(name, round_index, run.state)
-        return Kept(run.state, name)
-
-    def _resolved(self, kept: Kept | None) -> Any:
-        """A reference to a state, to a sound copy of it where there are several."""
-        if kept is None or self._store is None or kept.name not in self._store.cells:
-            return None if kept is None else kept.ref
-        return ray.put(self._store.read(kept.name))
 
     def _collect(
         self, run: Running, supervisor: Supervisor | None, on_loss: Callable[[Order], None] | None = None
@@ -382,8 +316,8 @@ class Crew:
         try:
             update: Update = ray.get(run.report)
         except RayTaskError as error:
-            _swallow([run.state, *run.pieces])
-            cause = _cause(error)
+            swallow([run.state, *run.pieces])
+            cause = cause_of(error)
             if isinstance(cause, DamagedCopyError | ObjectLostError | RayActorError):
                 return self._after_loss(order, cause, on_loss)
             if isinstance(cause, HqdeError):
@@ -391,7 +325,7 @@ class Crew:
             seat.restore = True
             if isinstance(cause, torch.OutOfMemoryError | MemoryError):
                 return self._make_room(order, cause)
-            return _failure(order, f"{type(cause).__name__}: {_first_line(cause)}", "raised")
+            return failure_of(order, f"{type(cause).__name__}: {first_line(cause)}", "raised")
         except OutOfMemoryError as error:
             self.dismiss(order.worker_id)
             return self._make_room(order, error)
@@ -401,8 +335,8 @@ class Crew:
             if on_loss is not None:
                 on_loss(order)
             self.dismiss(order.worker_id)
-            return _failure(order, f"its process died: {_first_line(error)}", "died")
-        seat.state, seat.restore, seat.last = self._keep(run), False, run
+            return failure_of(order, f"its process died: {first_line(error)}", "died")
+        seat.state, seat.restore, seat.last = self._states.keep(run, seat.last), False, run
         if supervisor is not None:
             supervisor.on_arrival(order, _since(run.began))
         return whole_update(update, run.pieces)
@@ -415,23 +349,15 @@ class Crew:
         if on_loss is not None:
             on_loss(order)
         seat, lost = self.workers[order.worker_id], "what its round starts from was lost"
-        if seat.state is not None and not self._is_kept(seat.state):
+        if seat.state is not None and not self._states.is_kept(seat.state):
             seat.state = None
             lost = "its optimizer state went with its node and there was no other copy, so it starts anew"
-        return _failure(order, f"{lost}: {_first_line(error)}", "died")
-
-    def _is_kept(self, kept: Kept) -> bool:
-        """Whether a state can still be read somewhere."""
-        try:
-            ray.get(self._resolved(kept), timeout=10)
-        except (RayError, LostError):
-            return False
-        return True
+        return failure_of(order, f"{lost}: {first_line(error)}", "died")
 
     def _make_room(self, order: Order, error: BaseException) -> Failure:
         self._at_a_time = max(1, self._at_a_time // 2)
-        reason = f"out of memory ({_first_line(error)}); from now on {self._at_a_time} worker(s) at a time"
-        return _failure(order, reason, "memory")
+        reason = f"out of memory ({first_line(error)}); from now on {self._at_a_time} worker(s) at a time"
+        return failure_of(order, reason, "memory")
 
     def _if_late(self, run: Running, supervisor: Supervisor | None) -> Failure | None:
         patience_s = None if supervisor is None else supervisor.patience_s(run.order)
@@ -439,7 +365,7 @@ class Crew:
         if patience_s is None or waited_s <= patience_s:
             return None
         self.dismiss(run.order.worker_id)  # a step that hangs cannot be cancelled, only killed
-        return _failure(
+        return failure_of(
             run.order, f"not done after {waited_s:.1f} s, {patience_s:.1f} s were expected", "late"
         )
 
@@ -463,13 +389,6 @@ def _since(began: float) -> float:
     return time.perf_counter() - began
 
 
-def _swallow(refs: Sequence[Any]) -> None:
-    """A failed call fails through each of its references; Ray logs those that nobody looked at."""
-    for ref in refs:
-        with contextlib.suppress(RayError):
-            ray.get(ref)
-
-
 def _with_control(actor_class: type[WorkerActor]) -> type[WorkerActor]:
     """The class with ``progress`` in the group that answers while a round is under way."""
 
@@ -478,16 +397,3 @@ def _with_control(actor_class: type[WorkerActor]) -> type[WorkerActor]:
 
     Hosted.__name__ = Hosted.__qualname__ = actor_class.__name__
     return Hosted
-
-
-def _failure(order: Order, reason: str, kind: Any) -> Failure:
-    return Failure(order.worker_id, order.round_index, order.attempt, reason, kind)
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    cause = error.cause
-    return cause if isinstance(cause, BaseException) else error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
