@@ -125,9 +125,8 @@ class Engine:
 
     def _round(self, plan: RoundPlan, state: RunState) -> tuple[RunState, RoundRecord]:
         began = time.perf_counter()
-        phases = {
-            "checkpoint": self._checkpoint_s
-        }  # of the round before: a record is told before it is saved
+        # The checkpoint of the round before: a record is told before its own is saved.
+        phases = {"checkpoint": self._checkpoint_s}
         if plan.groups != state.groups:
             state = self._regroup(plan, state)
         orders = self._orders(plan, state)

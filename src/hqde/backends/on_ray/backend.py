@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -198,14 +198,18 @@ class RayBackend:
 
     def _plans_of(self, orders: Sequence[Order]) -> dict[int, Plan]:
         """Workers that start from the same weights are a group; each group has a plan."""
-        sizes = Counter(id(order.start.vector) for order in orders)
-        return {
-            order.worker_id: self._plan(order.start.vector, sizes[id(order.start.vector)]) for order in orders
-        }
+        groups: dict[int, list[Order]] = defaultdict(list)
+        for order in orders:
+            groups[id(order.start.vector)].append(order)
+        nodes = len(alive_nodes())
+        plans: dict[int, Plan] = {}
+        for group in groups.values():
+            plan = self._plan(group[0].start.vector, len(group), nodes)
+            plans |= {order.worker_id: plan for order in group}
+        return plans
 
-    def _plan(self, vector: Tensor, num_rows: int) -> Plan:
-        settings, nodes = self.settings, len(alive_nodes())
-        kind = settings.plan
+    def _plan(self, vector: Tensor, num_rows: int, nodes: int) -> Plan:
+        settings, kind = self.settings, self.settings.plan
         if kind == "auto":
             links = Links(nodes=nodes)
             kind = choose_plan(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import ray
 
+from hqde.backends.on_ray.failures import first_line
 from hqde.backends.ray_settings import RaySettings
 from hqde.errors import ConfigError
 
@@ -60,8 +61,7 @@ def join(settings: RaySettings) -> bool:
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot join a Ray cluster at '{address}': {first}") from error
+        raise ConfigError(f"cannot join a Ray cluster at '{address}': {first_line(error)}") from error
     return True
 
 

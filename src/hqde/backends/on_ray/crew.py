@@ -224,7 +224,7 @@ class Crew:
             if seat.actor is None:
                 self._welcome(worker, self._engage(worker))
                 seat.state, seat.restore = run.before, True
-            order = replace(run.order, attempt=attempt if seat.restore else run.order.attempt)
+            order = replace(run.order, attempt=attempt) if seat.restore else run.order
             outcome = self._collect(self._dispatch(order, run.start, run.bounds), None)
             if isinstance(outcome, Update):
                 return outcome

@@ -10,6 +10,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
+from hqde.backends.on_ray.failures import cause_of
 from hqde.backends.on_ray.shipping import as_tensor, pack, unpack
 from hqde.data import SubsetExamples
 from hqde.ensemble import BATCH_SIZE, Ensemble
@@ -44,9 +45,10 @@ def predict_members(
         None if actor is None else actor.predict.remote(packed, examples, first, last)
         for actor, (first, last) in zip(actors, slices, strict=True)
     ]
-    parts = []
-    for call, (first, last) in zip(calls, slices, strict=True):
-        parts.append(_result(call, ensemble, examples, first, last))
+    parts = [
+        _result(call, ensemble, examples, first, last)
+        for call, (first, last) in zip(calls, slices, strict=True)
+    ]
     return torch.cat(parts, dim=1)
 
 
@@ -55,7 +57,7 @@ def _result(call: Any, ensemble: Ensemble, examples: Any, first: int, last: int)
         if call is not None:
             return as_tensor(ray.get(call), torch.float32)
     except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        raise cause_of(error) from None
     except RayError:
         pass  # the actor died; its next order brings it back, and the rows cannot wait for that
     rows = SubsetExamples(unpack(ray.get(examples)), torch.arange(first, last))

@@ -27,6 +27,7 @@ from hqde.aggregation import (
 )
 from hqde.backends.on_ray import reducing
 from hqde.backends.on_ray.board import Board
+from hqde.backends.on_ray.failures import cause_of
 from hqde.backends.on_ray.reducing import DamagedPieceError, verify
 from hqde.backends.on_ray.shipping import as_array, as_tensor, checksum
 from hqde.backends.on_ray.worker_actor import Pieces
@@ -78,7 +79,7 @@ def spread(task: Combination, plan: Plan, board: Board, workers: Sequence[int], 
                 return _tree(task, rows, plan.fan_in, hands)
             return combine(replace(task, rows=[fetch(row, position) for position, row in enumerate(rows)]))
         except (RayTaskError, DamagedPieceError, ObjectLostError, RayActorError) as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
+            cause = cause_of(error) if isinstance(error, RayTaskError) else error
             if isinstance(cause, DamagedPieceError):
                 bad = [cause.row]
             elif isinstance(cause, ObjectLostError | RayActorError):

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hqde.backends.on_ray.cluster import alive_nodes
@@ -217,7 +217,7 @@ class WeightStore:
     def _is_sound(self, node: str, name: str, cell: Cell) -> bool:
         try:
             return bool(ray.get(self.shelves[node].is_sound.remote(name, cell.version)))
-        except (RayTaskError, RayError):
+        except RayError:
             return False
 
 
