@@ -59,7 +59,7 @@ imports: setup
 # What needs a Ray of its own comes second, in one process: each such test starts several.
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not ray" --cov --cov-report= $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/backends --cov --cov-append --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/backends tests/cli --cov --cov-append --cov-report=term $(ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/headline.py $(ARGS)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -233,21 +234,23 @@ def test_a_directory_with_another_run_is_left_alone(hqde, table, tmp_path):
     assert before == after
 
 
+@contextmanager
 def train_process(table, run, *, epochs):
-    command = [sys.executable, "-m", "hqde", "train", "--data", str(table), "--out", str(run)]
-    options = [
-        "--workers",
-        "2",
-        "--groups",
-        "1",
-        "--epochs",
-        str(epochs),
-        "--set",
-        "model.options.hidden=[8]",
-    ]
-    return subprocess.Popen(
-        command + options, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    """A training of its own, which Ctrl-C reaches even where these tests run in the background."""
+    command = [sys.executable, "-m", "hqde", "train", "--data", table, "--out", run, "--epochs", epochs]
+    command += ["--workers", 2, "--groups", 1, "--set", "model.options.hidden=[8]"]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for_rounds(process, run, count):
@@ -265,14 +268,11 @@ def wait_for_rounds(process, run, count):
 @pytest.mark.parametrize("rounds", [1, 17])
 def test_kill_9_and_resume_gives_the_bits_of_an_uninterrupted_run(hqde, write_table, tmp_path, rounds):
     table = write_table(tmp_path / "trees.csv", rows=600)
-    whole = train_process(table, tmp_path / "whole", epochs=40)
-    assert whole.wait(120) == 0, whole.stderr.read()
-    whole.stderr.close()
-    killed = train_process(table, tmp_path / "killed", epochs=40)
-    wait_for_rounds(killed, tmp_path / "killed", rounds)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait(30)
-    killed.stderr.close()
+    with train_process(table, tmp_path / "whole", epochs=40) as whole:
+        assert whole.wait(120) == 0, whole.stderr.read()
+    with train_process(table, tmp_path / "killed", epochs=40) as killed:
+        wait_for_rounds(killed, tmp_path / "killed", rounds)
+        killed.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "artefact").exists(), "it was over before it was killed"
     done = hqde("train", "--resume", "--out", tmp_path / "killed")
     assert done.code == 0, done.err
@@ -284,12 +284,11 @@ def test_kill_9_and_resume_gives_the_bits_of_an_uninterrupted_run(hqde, write_ta
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(write_table, tmp_path):
     table = write_table(tmp_path / "trees.csv", rows=600)
-    process = train_process(table, tmp_path / "run", epochs=2000)
-    wait_for_rounds(process, tmp_path / "run", 2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    said = process.stderr.read()
-    process.stderr.close()
+    with train_process(table, tmp_path / "run", epochs=2000) as process:
+        wait_for_rounds(process, tmp_path / "run", 2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        said = process.stderr.read()
     assert "hqde train --resume --out" in said
     assert "Traceback" not in said
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]

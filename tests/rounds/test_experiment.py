@@ -179,10 +179,10 @@ def test_shards_depend_on_the_seed_and_the_epoch_as_the_partitioner_says(partiti
 
 
 def test_fewer_examples_than_workers_are_refused_before_the_run():
-    experiment = make(splits=table(12), num_workers=10)
-    assert len(experiment.splits.train) == 9
+    splits = table(12)
+    assert len(splits.train) == 9
     with pytest.raises(PreconditionError, match="9 training examples cannot feed 10 workers; use at most 9"):
-        experiment.plan()
+        make(splits=splits, num_workers=10)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
+from torch import Tensor
+
+from hqde.backends import BACKENDS, RaySettings
 from hqde.config import build_config, load_data, load_tree
-from hqde.data import Examples, load_rows
+from hqde.data import Examples, Inputs, load_rows
 from hqde.ensemble import Ensemble
-from hqde.errors import ArtefactError, ConfigError
+from hqde.errors import ArtefactError, ConfigError, did_you_mean
 from hqde.rounds import RunDirectory
+
+BackendOption = Annotated[str, typer.Option("--backend", help="Where members predict: local or ray.")]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster, host:port or auto; else RAY_ADDRESS, else here.")
+]
+GpusOption = Annotated[
+    float, typer.Option("--num-gpus", help="On Ray: GPUs of each task, a whole number or 1/k.")
+]
 
 
 def open_ensemble(path: Path) -> Ensemble:
@@ -47,3 +60,23 @@ def rows_for(path: Path, ensemble: Ensemble, data: str | None, target: str | Non
     if not run.config_file.is_file():
         raise ConfigError(f"{path} is an artefact, which does not know its data; name them with --data")
     return load_data(build_config(load_tree(run.config_file))).test
+
+
+def predict_members(
+    ensemble: Ensemble, data: Examples | Inputs, *, backend: str, address: str | None, num_gpus: float
+) -> Tensor:
+    """The members' predictions, made here or on a cluster: ``Ensemble.predict_members``.
+
+    Raises:
+        ConfigError: no such backend or cluster, or a cluster's option without one.
+        MissingExtraError: Ray is not installed.
+    """
+    if backend == "ray":
+        from hqde.backends.on_ray import predict_on_cluster  # imported by those who ask for it alone
+
+        return predict_on_cluster(ensemble, data, RaySettings(address=address, num_gpus=num_gpus))
+    if backend != "local":
+        raise ConfigError(f"unknown backend '{backend}'; {did_you_mean(backend, BACKENDS)}")
+    if address is not None or num_gpus:
+        raise ConfigError("--address and --num-gpus are for --backend ray")
+    return ensemble.predict_members(data)

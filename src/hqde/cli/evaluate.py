@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from hqde.cli.artefacts import open_ensemble, rows_for
+from hqde.cli.artefacts import (
+    AddressOption,
+    BackendOption,
+    GpusOption,
+    open_ensemble,
+    predict_members,
+    rows_for,
+)
 from hqde.cli.console import Format, FormatOption, out, print_json
 from hqde.data import load_inputs
 from hqde.ensemble import Evaluation
@@ -23,14 +31,21 @@ def evaluate(
     ood: Annotated[
         str | None, typer.Option("--ood", help="Rows of another kind, to see whether uncertainty finds them.")
     ] = None,
+    backend: BackendOption = "local",
+    address: AddressOption = None,
+    num_gpus: GpusOption = 0.0,
     format_: FormatOption = Format.text,
 ) -> None:
     """Judge a trained ensemble: accuracy, NLL, Brier, ECE, members and diversity, or RMSE and CRPS."""
     ensemble = open_ensemble(path)
     rows = rows_for(path, ensemble, data, target)
-    result = ensemble.evaluate(rows)
     outside = None if ood is None else load_inputs(ood, schema=ensemble.schema, target=target)
-    foreign = None if outside is None else ensemble.ood_auroc(rows, outside)
+    predict = partial(predict_members, ensemble, backend=backend, address=address, num_gpus=num_gpus)
+    members = predict(rows)
+    result = ensemble.evaluate_predictions(members, rows.targets)
+    foreign = None
+    if outside is not None:
+        foreign = ensemble.ood_auroc_of(members, predict(outside))
     if format_ is Format.json:
         print_json({"temperature": ensemble.temperature, **result.to_dict(), "ood_auroc": foreign})
     else:

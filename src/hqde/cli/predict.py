@@ -9,8 +9,16 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import typer
+from torch import Tensor
 
-from hqde.cli.artefacts import open_ensemble, target_for
+from hqde.cli.artefacts import (
+    AddressOption,
+    BackendOption,
+    GpusOption,
+    open_ensemble,
+    predict_members,
+    target_for,
+)
 from hqde.cli.console import Format, FormatOption, out, print_json
 from hqde.data import load_inputs
 from hqde.ensemble import Ensemble
@@ -26,6 +34,9 @@ def predict(
     out_file: Annotated[Path, typer.Option("--out", help="FILE.parquet, FILE.csv or FILE.npz to write.")],
     target: Annotated[str | None, typer.Option(help="Target column of a table, to leave out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    backend: BackendOption = "local",
+    address: AddressOption = None,
+    num_gpus: GpusOption = 0.0,
     format_: FormatOption = Format.text,
 ) -> None:
     """Predict with a trained ensemble: class or number, probabilities, and how unsure it is.
@@ -43,7 +54,9 @@ def predict(
         raise ConfigError(f"there is no directory {out_file.parent} to write {out_file.name} in")
     ensemble = open_ensemble(path)
     target = target_for(data, ensemble, target)
-    columns = prediction_columns(ensemble, load_inputs(data, schema=ensemble.schema, target=target))
+    inputs = load_inputs(data, schema=ensemble.schema, target=target)
+    members = predict_members(ensemble, inputs, backend=backend, address=address, num_gpus=num_gpus)
+    columns = prediction_columns(ensemble, members)
     draft = out_file.with_name(f".{out_file.name}.new{out_file.suffix}")
     _write(draft, columns)
     draft.replace(out_file)
@@ -54,9 +67,8 @@ def predict(
         out.print(f"{rows} rows → {out_file}", soft_wrap=True)
 
 
-def prediction_columns(ensemble: Ensemble, inputs: object) -> Columns:
-    """Predictions as named columns, each ``(n,)``."""
-    members = ensemble.predict_members(inputs)
+def prediction_columns(ensemble: Ensemble, members: Tensor) -> Columns:
+    """Predictions as named columns, each ``(n,)``, from those of the members."""
     combined, parts = ensemble.combine(members), ensemble.split_uncertainty(members)
     if ensemble.schema.task == "regression":
         return {

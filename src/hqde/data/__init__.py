@@ -33,6 +33,7 @@ from hqde.data.examples import (
     SubsetExamples,
     Task,
     TensorExamples,
+    cast_targets,
     num_rows,
     take_rows,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "TensorExamples",
     "as_examples",
     "as_inputs",
+    "cast_targets",
     "hold_out",
     "infer_schema",
     "load_inputs",

@@ -221,7 +221,13 @@ class Ensemble:
         Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution examples"
         (2017).
         """
-        inside, foreign = (self.predict_uncertainty(rows, batch_size=batch_size) for rows in (data, outside))
+        return self.ood_auroc_of(
+            *(self.predict_members(rows, batch_size=batch_size) for rows in (data, outside))
+        )
+
+    def ood_auroc_of(self, inside_predictions: Tensor, outside_predictions: Tensor) -> dict[str, float]:
+        """``ood_auroc`` from predictions at hand, as ``predict_members`` returns them."""
+        inside, foreign = map(self.split_uncertainty, (inside_predictions, outside_predictions))
         return {
             kind: float(auroc(getattr(foreign, kind), getattr(inside, kind)))
             for kind in ("total", "epistemic")

@@ -124,6 +124,11 @@ class Experiment:
             raise ConfigError(
                 f"early_stopping must be 0 (off) or a number of epochs, got {self.early_stopping}"
             )
+        count = len(self.splits.train)
+        if count < self.num_workers:
+            raise PreconditionError(
+                f"{count} training examples cannot feed {self.num_workers} workers; use at most {count}"
+            )
         _check_dropout(self.dropout_rate)
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
@@ -160,7 +165,9 @@ class Experiment:
                 f"augmentation is for images, but '{self.splits.name}' holds {self.splits.schema.kind} data; "
                 f"switch it off"
             )
-        recipes = [self.recipe_of(worker) for worker in range(self.num_workers)]
+        recipes = [replace(self.recipe, **group.recipe) for group in self.groups.values()]  # type: ignore[arg-type]
+        if len(recipes) < self.num_groups:
+            recipes.append(self.recipe)
         losses = {recipe.loss_for(self.splits.schema.task) for recipe in recipes}
         if len(losses) > 1:
             raise ConfigError(
@@ -265,11 +272,6 @@ class Experiment:
         Raises:
             PreconditionError: fewer training examples than workers.
         """
-        count = len(self.splits.train)
-        if count < self.num_workers:
-            raise PreconditionError(
-                f"{count} training examples cannot feed {self.num_workers} workers; use at most {count}"
-            )
         targets = self.splits.train.targets
         workers = [w for w in range(self.active_workers(epoch)) if present is None or w in present]
         shares = None

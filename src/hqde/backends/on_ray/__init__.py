@@ -13,6 +13,8 @@ except ImportError as error:  # pragma: no cover - the extra is installed where 
     raise MissingExtraError("the backend 'ray'", extra="ray") from error
 
 from hqde.backends.on_ray.backend import RayBackend
+from hqde.backends.on_ray.dataset import RayDataset
+from hqde.backends.on_ray.predicting import predict_on_cluster
 from hqde.backends.on_ray.worker_actor import WorkerActor
 
-__all__ = ["RayBackend", "WorkerActor"]
+__all__ = ["RayBackend", "RayDataset", "WorkerActor", "predict_on_cluster"]

@@ -2,7 +2,7 @@
 
 Ray copies a CPU tensor when it pickles it, and a view takes its whole storage along. Here every tensor
 becomes a contiguous NumPy buffer beside the pickle (protocol 5, PEP 574), which Ray's object store hands out
-without copies.
+without copies. References to objects in the store travel beside the pickle too, where Ray counts them.
 """
 
 from __future__ import annotations
@@ -11,37 +11,41 @@ import io
 import pickle
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import cloudpickle
 import numpy as np
+import ray
 import torch
 from torch import Tensor, nn
 
-Parcel = tuple[bytes, list[np.ndarray]]
-"""A pickle, and the buffers of the tensors in it."""
+Parcel = tuple[bytes, list[np.ndarray], list[ray.ObjectRef]]
+"""A pickle, the buffers of the tensors in it, and the references in it."""
 
 
 def pack(value: Any) -> Parcel:
-    """A value as a pickle and buffers.
+    """A value as a pickle, buffers and references.
 
     Example:
-        >>> head, buffers = pack({"x": torch.arange(6.0).reshape(2, 3)[:, 1]})
-        >>> [buffer.nbytes for buffer in buffers]
+        >>> parcel = pack({"x": torch.arange(6.0).reshape(2, 3)[:, 1]})
+        >>> [buffer.nbytes for buffer in parcel[1]]
         [8]
-        >>> unpack((head, buffers))["x"]
+        >>> unpack(parcel)["x"]
         tensor([1., 4.])
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
-    return stream.getvalue(), [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
+    pickler = _Pickler(stream, protocol=5, buffer_callback=buffers.append)
+    pickler.dump(value)
+    arrays = [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
+    return stream.getvalue(), arrays, pickler.references
 
 
 def unpack(parcel: Parcel) -> Any:
     """The value again. Its tensors share the parcel's memory, which may be read-only: never write to them."""
-    head, buffers = parcel
-    return pickle.loads(head, buffers=buffers)
+    head, buffers, references = parcel
+    return _Unpickler(io.BytesIO(head), buffers, references).load()
 
 
 def as_array(vector: Tensor) -> np.ndarray:
@@ -73,7 +77,17 @@ def checksum(array: np.ndarray) -> int:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Sends dense CPU tensors out of band; everything else as cloudpickle would."""
+    """Sends dense CPU tensors and references out of band; everything else as cloudpickle would."""
+
+    def __init__(self, stream: io.BytesIO, **options: Any) -> None:
+        super().__init__(stream, **options)
+        self.references: list[ray.ObjectRef] = []
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, ray.ObjectRef):
+            return None
+        self.references.append(obj)
+        return len(self.references) - 1
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) in (Tensor, nn.Parameter) and obj.layout == torch.strided and not obj.is_quantized:
@@ -82,6 +96,17 @@ class _Pickler(cloudpickle.Pickler):
                 flat = pickle.PickleBuffer(array.reshape(-1).view(np.uint8).data)
                 return _rebuild, (flat, obj.dtype, tuple(obj.shape), _kind(obj))
         return super().reducer_override(obj)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self, stream: io.BytesIO, buffers: Sequence[np.ndarray], references: Sequence[ray.ObjectRef]
+    ) -> None:
+        super().__init__(stream, buffers=buffers)
+        self._references = references
+
+    def persistent_load(self, place: int) -> ray.ObjectRef:
+        return self._references[place]
 
 
 def _kind(tensor: Tensor) -> bool | None:
