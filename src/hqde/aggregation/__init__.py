@@ -1,6 +1,24 @@
 """From updates to new weights: admission, rules, server optimizers."""
 
 from hqde.aggregation.admission import Rejection, admit
+from hqde.aggregation.attacks import (
+    Attack,
+    ConstantRow,
+    GaussianNoise,
+    NonFinite,
+    Replay,
+    ScaledUpdate,
+    SignFlip,
+    flip_labels,
+)
+from hqde.aggregation.attacks_crafted import (
+    ALittleIsEnough,
+    InnerProductManipulation,
+    Mimic,
+    MinMax,
+    MinSum,
+)
+from hqde.aggregation.attacks_optimal import ATTACKS, OptimalAttack, make_attack, optimal
 from hqde.aggregation.centered_clipping import CenteredClipping
 from hqde.aggregation.clipping import AdaptiveRobustClipping, Clipping
 from hqde.aggregation.combination import Combination, Combined, combine, step_columns
@@ -8,7 +26,7 @@ from hqde.aggregation.coordinate import CoordinateMedian, MeanAroundMedian, Trim
 from hqde.aggregation.geometric_median import GeometricMedian
 from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, merge_parts
 from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
-from hqde.aggregation.mixing import Bucketing, Composed, Mixing, NearestNeighbourMixing
+from hqde.aggregation.mixing import Bucketing, Composed, Mixing, MixingChain, NearestNeighbourMixing
 from hqde.aggregation.registry import MIXINGS, RULES, make_rule
 from hqde.aggregation.rule import Aggregate, Decision, Mean, Rule, check_rows, num_byzantine_of, shares_of
 from hqde.aggregation.selection import Caf, MinimumDiameterAveraging, Monna
@@ -25,13 +43,16 @@ from hqde.aggregation.summation import add_pairwise, weighted_sum
 from hqde.aggregation.update import Delta, RemoteDelta, Update, count_nonfinite
 
 __all__ = [
+    "ATTACKS",
     "BLOCK",
     "MIXINGS",
     "RULES",
     "SERVER_OPTIMIZERS",
+    "ALittleIsEnough",
     "Adaptive",
     "AdaptiveRobustClipping",
     "Aggregate",
+    "Attack",
     "Bucketing",
     "Bulyan",
     "Caf",
@@ -40,26 +61,38 @@ __all__ = [
     "Combination",
     "Combined",
     "Composed",
+    "ConstantRow",
     "CoordinateMedian",
     "Decision",
     "Delta",
     "FedAvg",
+    "GaussianNoise",
     "GeometricMedian",
     "GramParts",
+    "InnerProductManipulation",
     "Krum",
     "Mean",
     "MeanAroundMedian",
+    "Mimic",
+    "MinMax",
+    "MinSum",
     "MinimumDiameterAveraging",
     "Mixing",
+    "MixingChain",
     "Momentum",
     "Monna",
     "MultiKrum",
     "NearestNeighbourMixing",
+    "NonFinite",
+    "OptimalAttack",
     "Rejection",
     "RemoteDelta",
+    "Replay",
     "Rule",
+    "ScaledUpdate",
     "ServerOptimizer",
     "ServerState",
+    "SignFlip",
     "TrimmedMean",
     "Update",
     "add_pairwise",
@@ -67,12 +100,15 @@ __all__ = [
     "check_rows",
     "combine",
     "count_nonfinite",
+    "flip_labels",
     "gram_matrix",
     "gram_parts",
+    "make_attack",
     "make_rule",
     "make_server_optimizer",
     "merge_parts",
     "num_byzantine_of",
+    "optimal",
     "shares_of",
     "step_columns",
     "weighted_sum",

@@ -70,7 +70,7 @@ def share_median(values: Tensor, shares: Tensor) -> float:
     2.0
     """
     order = values.argsort(stable=True)
-    reached = shares[order].cumsum(0) >= 0.5 * shares.sum()
+    reached = shares[order].cumsum(0) >= 0.5 * shares.sum() * (1.0 - ROUNDING)
     return float(values[order][reached][0])
 
 

@@ -19,7 +19,8 @@ MAX_BRANCHES = 200_000
 
 @dataclass(frozen=True)
 class MinimumDiameterAveraging(WeighingRule):
-    """MDA: the mean of the n - f rows whose largest distance from each other is smallest.
+    """MDA: the mean of the n - f rows whose largest distance from each other is smallest; of several such
+    sets, the one that the search meets first.
 
     Rows that are farther apart than t cannot both be chosen; so a diameter of t can be had if f rows cover
     all such pairs. That is a search of at most 1.47ᶠ branches for each t, instead of all (n over f) subsets.

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hqde.aggregation import BLOCK, Rule, gram_matrix, gram_parts, merge_parts
+from hqde.aggregation import BLOCK, Composed, Rule, gram_matrix, gram_parts, merge_parts
 from hqde.errors import PreconditionError
 
 RuleMaker = Callable[[int], Rule]
@@ -177,6 +177,52 @@ def too_few_rows_are_refused_with_numbers_and_cure(make: RuleMaker) -> None:
         assert re.search(rf"n={n}, f={faults}\. Use .* workers\.", sentence), sentence
 
 
+def what_no_rule_accepts_is_refused(make: RuleMaker) -> None:
+    """No rows, rows of other shapes or dtypes, shares that do not fit."""
+    rule = make(0)
+    rows, shares = some_rows(4, 6), equal_shares(4)
+    for bad_rows, bad_shares in (
+        (rows[:0], shares[:0]),
+        (rows[0], shares),
+        ([rows[0], rows[1], rows[2], rows[3][:5]], shares),
+        (rows.long(), shares),
+        (rows, shares[:3]),
+        (rows, shares * 0.9),
+        (rows, torch.tensor([1.5, -0.5, 0.0, 0.0])),
+    ):
+        try:
+            rule(bad_rows, bad_shares)
+        except PreconditionError:
+            continue
+        raise AssertionError(f"{rule} took rows or shares that do not fit")
+
+
+def a_plan_without_distances_is_refused(make: RuleMaker) -> None:
+    """A rule that decides on distances says so when it gets none."""
+    rule = make(1)
+    if rule.basis != "gram":
+        return
+    try:
+        rule.decide(None, equal_shares(max(9, rule.least_rows())))
+    except PreconditionError as error:
+        sentence = str(error)
+    else:
+        raise AssertionError(f"{rule} decided without a Gram matrix")
+    assert "gram_matrix" in sentence
+
+
+def shares_count_as_the_rule_says(make: RuleMaker) -> None:
+    """Where heads are counted, shares change nothing; elsewhere they do."""
+    rule = make(1)
+    if isinstance(rule, Composed):  # before the rule counts heads, a bucket is averaged by shares
+        return
+    n = max(7, rule.least_rows())
+    rows = some_rows(n, 60)
+    unequal = torch.linspace(1.0, 1.5, n, dtype=torch.float64)
+    one, other = rule(rows, equal_shares(n)).value, rule(rows, unequal / unequal.sum()).value
+    assert torch.equal(one, other) == (rule.counts == "heads")
+
+
 def one_row_without_faults_is_returned(make: RuleMaker) -> None:
     """There is nobody to disagree with."""
     rule = make(0)
@@ -197,4 +243,7 @@ RULE_CHECKS: tuple[Callable[[RuleMaker], None], ...] = (
     bad_rows_cannot_carry_it_off,
     too_few_rows_are_refused_with_numbers_and_cure,
     one_row_without_faults_is_returned,
+    what_no_rule_accepts_is_refused,
+    a_plan_without_distances_is_refused,
+    shares_count_as_the_rule_says,
 )
