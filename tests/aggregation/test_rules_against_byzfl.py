@@ -1,7 +1,7 @@
 """Against ByzFL 0.0.11, where it is installed and right.
 
 Where it is not asked, and why: its geometric median stops after three steps with an absolute smoothing; its
-CAF takes one step of power iteration from a random start; its centered clipping starts from a tensor it keeps.
+CAF takes one step of power iteration from a random start; its centered clipping starts from what it keeps.
 """
 
 from __future__ import annotations

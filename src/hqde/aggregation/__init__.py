@@ -27,8 +27,11 @@ from hqde.aggregation.geometric_median import GeometricMedian
 from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, merge_parts
 from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
 from hqde.aggregation.mixing import Bucketing, Composed, Mixing, MixingChain, NearestNeighbourMixing
+from hqde.aggregation.outliers import OutlierScores, agreement, outlier_scores
 from hqde.aggregation.registry import MIXINGS, RULES, make_rule
+from hqde.aggregation.reliability import Reliability, ReliabilityState
 from hqde.aggregation.rule import Aggregate, Decision, Mean, Rule, check_rows, num_byzantine_of, shares_of
+from hqde.aggregation.screening import HeldOutImprovement, NormBound, NormState
 from hqde.aggregation.selection import Caf, MinimumDiameterAveraging, Monna
 from hqde.aggregation.server import (
     SERVER_OPTIMIZERS,
@@ -69,6 +72,7 @@ __all__ = [
     "GaussianNoise",
     "GeometricMedian",
     "GramParts",
+    "HeldOutImprovement",
     "InnerProductManipulation",
     "Krum",
     "Mean",
@@ -84,8 +88,13 @@ __all__ = [
     "MultiKrum",
     "NearestNeighbourMixing",
     "NonFinite",
+    "NormBound",
+    "NormState",
     "OptimalAttack",
+    "OutlierScores",
     "Rejection",
+    "Reliability",
+    "ReliabilityState",
     "RemoteDelta",
     "Replay",
     "Rule",
@@ -97,6 +106,7 @@ __all__ = [
     "Update",
     "add_pairwise",
     "admit",
+    "agreement",
     "check_rows",
     "combine",
     "count_nonfinite",
@@ -109,6 +119,7 @@ __all__ = [
     "merge_parts",
     "num_byzantine_of",
     "optimal",
+    "outlier_scores",
     "shares_of",
     "step_columns",
     "weighted_sum",
