@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
+
 import pytest
 import torch
 
@@ -153,3 +156,23 @@ def test_what_is_refused_beforehand_counts_against_f():
     rule = NearestNeighbourMixing(3) >> TrimmedMean(3)
     assert rule.after_rejecting(2) == NearestNeighbourMixing(1) >> TrimmedMean(1)
     assert rule.after_rejecting(9) == NearestNeighbourMixing(0) >> TrimmedMean(0)
+
+
+@pytest.mark.parametrize("name", ["mean", "coordinate_median", "trimmed_mean", "mean_around_median"])
+def test_the_number_of_threads_does_not_change_a_bit(name):
+    rows = torch.randn(9, 9 * aggregation.BLOCK + 5, generator=torch.Generator().manual_seed(0))
+    shares, before, threads = torch.full((9,), 1 / 9), torch.get_num_threads(), threading.active_count()
+    values = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            values.append(MAKERS[name](2)(rows, shares).value)
+            rows[3, -1] = math.nan
+            assert torch.isfinite(MAKERS[name](2)(rows, shares).value).all()
+            rows[3, -1] = 0.0
+            values.append(MAKERS[name](2)(rows, shares).value)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(values[1], values[2])
+    assert torch.equal(values[2], values[3])
+    assert threading.active_count() == threads

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from threading import local
 from typing import ClassVar, Literal
 
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor
 from hqde.aggregation.gram import BLOCK
 from hqde.aggregation.network import Comparator
 from hqde.aggregation.rule import Basis, Decision, FaultBound
+from hqde.aggregation.summation import over_columns
 from hqde.errors import NonFiniteError
 
-# Bytes that the rows of a chunk may take: about a core's second-level cache. Below 4096 columns a comparison
-# costs less than calling it.
-CHUNK_BYTES = 1 << 20
-LEAST_WIDTH = 1 << 12
-# On an accelerator a call costs more, and there is no such cache.
-DEVICE_BYTES = 1 << 28
+# Columns of a chunk: on the processor few enough to stay in its cache, and enough that comparing two rows
+# costs more than asking for it. Chunks begin at multiples of BLOCK, so that a shard has the chunks of the whole: a
+# product of matrices of another width may round otherwise.
+WIDTH = BLOCK
+DEVICE_WIDTH = 1 << 22
 
 
 class ColumnRule(FaultBound):
@@ -47,9 +48,18 @@ class ColumnRule(FaultBound):
             NonFiniteError: a row holds NaN or infinity.
         """
         value = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-        for columns, chunk in _chunks(rows, decision.mixing):
-            wires = list(chunk.unbind(0))
+        rows, mixing = _needed(rows, decision.mixing)
+        spaces = local()  # a thread's own
+
+        def work(columns: slice) -> None:
+            if not hasattr(spaces, "space"):
+                spaces.space = _space(rows, width)
+            chunk = _loaded(rows, columns, spaces.space)
+            wires = list((chunk if mixing is None else mixing @ chunk).unbind(0))
             value[columns] = self.pool(wires, torch.empty_like(wires[0]))
+
+        width = WIDTH if value.device.type == "cpu" else DEVICE_WIDTH
+        over_columns(len(value), width, work)
         return value
 
 
@@ -77,29 +87,45 @@ def run_network(program: Sequence[Comparator], wires: list[Tensor], spare: Tenso
     return spare
 
 
-def _chunks(rows: Sequence[Tensor] | Tensor, mixing: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of columns ``(k, w)`` to write to, and where they lie; float32, or float64 if the rows are."""
-    first = rows[0]
-    work = torch.float64 if first.dtype == torch.float64 else torch.float32
+def _needed(
+    rows: Sequence[Tensor] | Tensor, mixing: Tensor | None
+) -> tuple[Sequence[Tensor] | Tensor, Tensor | None]:
+    """The rows that are read, and how they are mixed, ``None`` if not at all."""
+    if mixing is None:
+        return rows, None
     picked = _picked(mixing)
     if picked is not None:
-        rows, mixing = [rows[i] for i in picked], None
-    elif mixing is not None:
-        used = mixing.ne(0).any(dim=0).nonzero().flatten().tolist()
-        rows, mixing = [rows[i] for i in used], mixing[:, used].to(first.device, work)
-    width = _width(max(len(rows), 0 if mixing is None else len(mixing)), work, first.device)
-    space = torch.empty(len(rows) * min(width, len(first)), dtype=work, device=first.device)
-    for begin in range(0, len(first), width):
-        columns = slice(begin, min(begin + width, len(first)))
-        chunk = space[: len(rows) * (columns.stop - begin)].view(len(rows), columns.stop - begin)
-        if isinstance(rows, Tensor):
-            chunk.copy_(rows[:, columns])
-        else:
-            for target, row in zip(chunk, rows, strict=True):
-                target.copy_(row[columns])
-        if not bool(torch.isfinite(chunk.sum())) and not bool(torch.isfinite(chunk).all()):
-            raise NonFiniteError("a row holds NaN or infinity: admit updates before a rule sees them.")
-        yield columns, chunk if mixing is None else mixing @ chunk
+        return [rows[i] for i in picked], None
+    used = mixing.ne(0).any(dim=0).nonzero().flatten().tolist()
+    return [rows[i] for i in used], mixing[:, used].to(rows[0].device, _work_dtype(rows[0]))
+
+
+def _work_dtype(row: Tensor) -> torch.dtype:
+    return torch.float64 if row.dtype == torch.float64 else torch.float32
+
+
+def _space(rows: Sequence[Tensor] | Tensor, width: int) -> Tensor:
+    """Room for a chunk of the rows."""
+    first = rows[0]
+    return torch.empty(len(rows) * min(width, len(first)), dtype=_work_dtype(first), device=first.device)
+
+
+def _loaded(rows: Sequence[Tensor] | Tensor, columns: slice, space: Tensor) -> Tensor:
+    """A chunk of columns ``(n, w)`` in ``space``, to be overwritten; float32, or float64 if the rows are.
+
+    Raises:
+        NonFiniteError: a row holds NaN or infinity.
+    """
+    width = columns.stop - columns.start
+    chunk = space[: len(rows) * width].view(len(rows), width)
+    if isinstance(rows, Tensor):
+        chunk.copy_(rows[:, columns])
+    else:
+        for target, row in zip(chunk, rows, strict=True):
+            target.copy_(row[columns])
+    if not bool(torch.isfinite(chunk.sum())) and not bool(torch.isfinite(chunk).all()):
+        raise NonFiniteError("a row holds NaN or infinity: admit updates before a rule sees them.")
+    return chunk
 
 
 def _picked(mixing: Tensor | None) -> list[int] | None:
@@ -107,12 +133,3 @@ def _picked(mixing: Tensor | None) -> list[int] | None:
     if mixing is None or not bool(((mixing == 0) | (mixing == 1)).all() and (mixing.sum(dim=1) == 1).all()):
         return None
     return mixing.argmax(dim=1).tolist()
-
-
-def _width(num_rows: int, work: torch.dtype, device: torch.device) -> int:
-    """Columns of a chunk: a power of two that divides BLOCK, so that a shard has the chunks of the whole.
-
-    It follows from the number of rows alone: a product of matrices of another width may round otherwise.
-    """
-    budget = (CHUNK_BYTES if device.type == "cpu" else DEVICE_BYTES) // (num_rows * work.itemsize)
-    return max(LEAST_WIDTH, min(BLOCK, 1 << max(0, budget.bit_length() - 1)))
