@@ -17,8 +17,8 @@ from hqde.aggregation.summation import over_columns
 from hqde.errors import NonFiniteError
 
 # Columns of a chunk: on the processor few enough to stay in its cache, and enough that comparing two rows
-# costs more than asking for it. Chunks begin at multiples of BLOCK, so that a shard has the chunks of the whole: a
-# product of matrices of another width may round otherwise.
+# costs more than asking for it. Chunks begin at multiples of BLOCK, so that a shard has the chunks of the
+# whole: a product of matrices of another width may round otherwise.
 WIDTH = BLOCK
 DEVICE_WIDTH = 1 << 22
 

@@ -218,10 +218,13 @@ def _products(
                 torch.neg(centre, out=point)
             else:
                 torch.sub(block[member].to(space.dtype), centre, out=point)
-    found = torch.zeros(count, count, dtype=torch.float64)
-    kept = torch.tensor([i for i in range(count) if i != reference], dtype=torch.int64)
     inner = torch.mm(points, points.T).double().cpu()
-    found[kept.unsqueeze(1), kept] = 0.5 * (inner + inner.T)
+    inner = torch.add(inner, inner.T).mul_(0.5)
+    found = inner.new_zeros(count, count)
+    before, after = slice(0, reference), slice(reference + 1, count)
+    found[before, before], found[after, after] = inner[before, before], inner[reference:, reference:]
+    if reference:
+        found[before, after], found[after, before] = inner[before, reference:], inner[reference:, before]
     largest = float(found.diagonal().max()) if count > 1 else 0.0
     low, high = FLOAT32_RANGE if space.dtype == torch.float32 else (0.0, 1e300)
     return found if largest == 0.0 or low < largest < high else None  # None also when it is NaN
