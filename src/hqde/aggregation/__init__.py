@@ -42,6 +42,7 @@ from hqde.aggregation.server import (
     ServerState,
     make_server_optimizer,
 )
+from hqde.aggregation.streaming import aggregate_stream
 from hqde.aggregation.summation import add_pairwise, weighted_sum
 from hqde.aggregation.update import Delta, RemoteDelta, Update, count_nonfinite
 
@@ -106,6 +107,7 @@ __all__ = [
     "Update",
     "add_pairwise",
     "admit",
+    "aggregate_stream",
     "agreement",
     "check_rows",
     "combine",

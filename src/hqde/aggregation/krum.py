@@ -59,7 +59,7 @@ class Krum(WeighingRule):
         tensor([1.5000])
 
     Source: Blanchard et al. 2017, "Machine learning with adversaries"; κ from Allouah et al. 2023, "Fixing by
-    mixing", Table 1, which it gives for the sum over n - f neighbours.
+    mixing", Table 1.
     """
 
     name: ClassVar[str] = "krum"
@@ -94,7 +94,9 @@ class MultiKrum(WeighingRule):
         >>> MultiKrum(1)(rows, torch.full((5,), 1 / 5)).value
         tensor([1.1250])
 
-    Source: Blanchard et al. 2017, "Machine learning with adversaries", section 4 and appendix.
+    Source: Blanchard et al. 2017, "Machine learning with adversaries", section 4 and appendix; its κ is
+    bounded in Bareilles et al. 2026, "Byzantine machine learning: MultiKrum and an optimal notion of
+    robustness".
     """
 
     name: ClassVar[str] = "multi_krum"

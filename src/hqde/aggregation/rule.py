@@ -89,7 +89,7 @@ class Rule(ABC):
         return 1
 
     def kappa(self, num_rows: int) -> float | None:  # noqa: ARG002 - the signature
-        """κ of its published robustness, or ``None`` if none is published for this rule.
+        """κ of its published robustness, or ``None`` where it is not known here.
 
         For any set S of n - f rows, with equal shares: ‖value - mean(S)‖² is at most κ times the mean over S
         of ‖row - mean(S)‖².
