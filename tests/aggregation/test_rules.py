@@ -176,3 +176,13 @@ def test_the_number_of_threads_does_not_change_a_bit(name):
     assert torch.equal(values[1], values[2])
     assert torch.equal(values[2], values[3])
     assert threading.active_count() == threads
+
+
+def test_an_iteration_that_did_not_suffice_is_reported():
+    rows = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
+    shares = torch.full((9,), 1 / 9)
+    hasty = GeometricMedian(max_iterations=1)(rows, shares).decision
+    patient = GeometricMedian()(rows, shares).decision
+    assert (hasty.iterations, hasty.converged) == (1, False)
+    assert patient.iterations > 1
+    assert patient.converged

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,18 +76,23 @@ class GeometricMedian(WeighingRule):
         start, found = _best_row(gram, shares)
         return Decision(weights=start) if found else self._descend(start, gram, shares)
 
-    def _descend(self, weights: Tensor, gram: Tensor, shares: Tensor) -> Decision:
+    def _descend(self, start: Tensor, gram: Tensor, shares: Tensor) -> Decision:
+        # NumPy, because matrices are small and steps many: a call of PyTorch costs more than the arithmetic.
+        products, own, bare = gram.numpy(), gram.diagonal().numpy(), shares.numpy()
+        weights = start.numpy()
+        least = ROUNDING * share_median(squared_distances_to(start, gram).sqrt(), shares) + TINY
         for iteration in range(1, self.max_iterations + 1):
-            distances = squared_distances_to(weights, gram).sqrt()
-            pulls = shares / distances.clamp_min(ROUNDING * share_median(distances, shares) + TINY)
+            towards = products @ weights
+            squares = own - 2.0 * towards + weights @ towards
+            pulls = bare / np.maximum(np.sqrt(np.maximum(squares, 0.0)), least)
             following = pulls / pulls.sum()
             change = following - weights
             # The gradient is Σᵢ pullᵢ times the step; its length times twice the objective bounds the gap.
-            gradient = float(pulls.sum()) * squared_length(change, gram) ** 0.5
+            gradient = pulls.sum() * np.sqrt(max(0.0, change @ products @ change))
             weights = following
             if 2.0 * gradient <= self.tolerance:
-                return Decision(weights=weights, iterations=iteration)
-        return Decision(weights=weights, iterations=self.max_iterations, converged=False)
+                return Decision(weights=torch.from_numpy(weights), iterations=iteration)
+        return Decision(weights=torch.from_numpy(weights), iterations=self.max_iterations, converged=False)
 
 
 def check_majority(name: str, shares: Tensor, num_byzantine: int) -> None:
