@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hqde.aggregation import BLOCK, add_pairwise, gram_matrix, gram_parts, merge_parts, weighted_sum
+from hqde.aggregation.geometry import squared_distances
+from hqde.errors import NonFiniteError
 
 
 def some_rows(n: int, d: int, seed: int = 0) -> list[torch.Tensor]:
@@ -71,8 +73,62 @@ def test_gram_parts_of_any_shards_in_any_order_give_the_same_bits(blocks, cuts, 
     assert torch.equal(gram_matrix(merged), gram_matrix(gram_parts(rows)))
 
 
-def test_the_gram_matrix_is_that_of_centred_rows():
-    rows = torch.stack(some_rows(5, BLOCK + 100)).double()
-    centred = rows - rows.mean(dim=0)
-    found = gram_matrix(gram_parts(rows))
-    torch.testing.assert_close(found, centred @ centred.T, rtol=1e-12, atol=1e-9)
+def around_zero(rows: torch.Tensor) -> torch.Tensor:
+    """Squared distances between rows and origin, by subtraction in float64."""
+    points = torch.cat([rows.double(), torch.zeros(1, rows.shape[1], dtype=torch.float64)])
+    return torch.stack([(points - point).square().sum(dim=1) for point in points])
+
+
+def outliers(rows: torch.Tensor) -> torch.Tensor:
+    rows[1:4] *= 1e4
+    return rows
+
+
+def colluders(rows: torch.Tensor) -> torch.Tensor:
+    rows[0] = rows[3] = -1e3 * rows[2]
+    return rows
+
+
+GEOMETRIES = {
+    "plain": lambda rows: rows,
+    "a common part": lambda rows: rows + 1e4,
+    "outliers": outliers,
+    "the first row is far out": lambda rows: torch.cat([rows[:1] * 1e6, rows[1:]]),
+    "colluders far out": colluders,
+    "duplicates": lambda rows: torch.cat([rows[:3], rows[:3], rows[6:]]),
+    "zero rows": lambda rows: torch.cat([rows[:5], 0 * rows[:2], rows[7:]]),
+    "small": lambda rows: rows * 1e-18,
+    "large": lambda rows: rows * 1e30,
+    "one huge": lambda rows: torch.cat([rows[:-1], rows[-1:] * 1e30]),
+    "scales nested": lambda rows: rows * 10.0 ** torch.arange(-12.0, 12.0, 24 / len(rows)).unsqueeze(1),
+    "two clusters": lambda rows: rows + 1e3 * (torch.arange(len(rows)) % 2).unsqueeze(1),
+    "all zero": lambda rows: rows * 0,
+}
+
+
+@pytest.mark.parametrize("case", GEOMETRIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distances_are_right_however_the_rows_lie(case, dtype):
+    rows = GEOMETRIES[case](
+        torch.randn(10, BLOCK + 100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    )
+    found, exact = squared_distances(gram_matrix(gram_parts(rows))), around_zero(rows)
+    torch.testing.assert_close(found, exact, rtol=2e-5 if dtype == torch.float32 else 1e-8, atol=0)
+
+
+def test_products_with_a_far_row_keep_the_precision_of_both():
+    draws = torch.Generator().manual_seed(1)
+    rows = torch.randn(9, BLOCK, generator=draws)
+    rows[0] *= 1e6
+    gram, centred = gram_matrix(gram_parts(rows)), rows.double()
+    step = torch.tensor([1e-6, -1e-6, 0.5, -0.5, 0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    exact = float((step[:-1] @ centred).square().sum())
+    assert float(step @ gram @ step) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
+def test_a_row_without_a_finite_norm_is_named(bad):
+    rows = torch.zeros(4, BLOCK + 1, dtype=torch.float64)
+    rows[2, -1] = bad
+    with pytest.raises(NonFiniteError, match=r"rows \[2\] hold NaN, infinity or numbers beyond 1e\+140"):
+        gram_parts(rows)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hqde.ensemble import COMBINERS, EfficiencyCombiner, LogPoolCombiner, MeanCombiner, make_combiner
+from hqde.ensemble import (
+    COMBINERS,
+    EfficiencyCombiner,
+    LogPoolCombiner,
+    MeanCombiner,
+    MedianCombiner,
+    TrimmedMeanCombiner,
+    drop_outliers,
+    make_combiner,
+)
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError
 
 
@@ -105,3 +116,55 @@ def test_one_member_is_returned_bit_for_bit_by_the_means():
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'log_pool'"):
         make_combiner("logpool")
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean"])
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 9999), bad=st.integers(1, 3))
+def test_a_minority_cannot_move_a_class_beyond_what_the_others_say(name, seed, bad):
+    draws = torch.Generator().manual_seed(seed)
+    count = {"median": 2 * bad + 1, "trimmed_mean": 4 * bad}[name]
+    honest = torch.softmax(torch.randn(count - bad, 5, 4, generator=draws), dim=2)
+    liars = torch.eye(4)[torch.randint(4, (bad, 5), generator=draws)]
+    found = make_combiner(name).combine(torch.cat([liars, honest]), torch.ones(count))
+    # Before it is normalised every class lies between the least and the greatest honest probability.
+    low, high = honest.amin(dim=0), honest.amax(dim=0)
+    assert (found <= high / (high + low.sum(1, keepdim=True) - low) + 1e-6).all()
+    assert (found >= low / (low + high.sum(1, keepdim=True) - high) - 1e-6).all()
+
+
+def test_median_and_trimmed_mean_by_hand():
+    probs = torch.tensor([0.1, 0.2, 0.3, 0.6, 1.0])
+    probs = torch.stack([probs, 1 - probs], dim=1).unsqueeze(1)
+    assert MedianCombiner().combine(probs, torch.ones(5)).tolist() == [pytest.approx([0.3, 0.7])]
+    trimmed = (0.2 + 0.3 + 0.6) / 3
+    assert TrimmedMeanCombiner().combine(probs, torch.ones(5)).tolist() == [
+        pytest.approx([trimmed, 1 - trimmed])
+    ]
+    without_last = torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0])
+    assert MedianCombiner().pool(probs, without_last).tolist() == [pytest.approx([0.25, 0.75])]
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ([0.3, 0.3, 0.3, 0.3], [1, 1, 1, 1]),
+        ([0.30, 0.31, 0.29, 0.35], [1, 1, 1, 1]),  # within a tenth of the median five times over
+        ([0.3, 0.31, 0.29, 2.3], [1, 1, 1, 0]),
+        ([0.3, 0.31, 0.29, 0.01], [1, 1, 1, 1]),  # a low loss is no fault
+        ([0.3, 0.31, math.nan, math.inf], [1, 1, 0, 0]),
+        ([0.1, 5.0], [1, 0]),  # of two, the lower is the median
+        ([math.inf, math.inf, 1.0], [0, 0, 1]),
+        ([1.0], [1]),
+    ],
+)
+def test_members_with_outlying_losses_get_no_weight(losses, kept):
+    weights = torch.full((len(losses),), 1 / len(losses))
+    found = drop_outliers(weights, torch.tensor(losses))
+    assert found.tolist() == pytest.approx([one / sum(kept) for one in kept])
+
+
+@pytest.mark.parametrize("losses", [[0.1], [math.nan, math.nan], [[0.1, 0.2]]])
+def test_losses_that_say_nothing_are_refused(losses):
+    with pytest.raises(PreconditionError, match="a held-out loss for each of 2 members"):
+        drop_outliers(torch.ones(2) / 2, torch.tensor(losses))

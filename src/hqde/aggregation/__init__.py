@@ -1,9 +1,48 @@
 """From updates to new weights: admission, rules, server optimizers."""
 
 from hqde.aggregation.admission import Rejection, admit
+from hqde.aggregation.attacks import (
+    Attack,
+    ConstantRow,
+    GaussianNoise,
+    NonFinite,
+    Replay,
+    ScaledUpdate,
+    SignFlip,
+    flip_labels,
+)
+from hqde.aggregation.attacks_crafted import (
+    ALittleIsEnough,
+    InnerProductManipulation,
+    Mimic,
+    MinMax,
+    MinSum,
+)
+from hqde.aggregation.attacks_optimal import ATTACKS, OptimalAttack, make_attack, optimal
+from hqde.aggregation.centered_clipping import CenteredClipping
+from hqde.aggregation.clipping import AdaptiveRobustClipping, Clipping
 from hqde.aggregation.combination import Combination, Combined, combine, step_columns
+from hqde.aggregation.coordinate import CoordinateMedian, MeanAroundMedian, TrimmedMean
+from hqde.aggregation.geometric_median import GeometricMedian
 from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, merge_parts
-from hqde.aggregation.rule import Aggregate, Basis, Decision, Mean, Rule, check_rows, check_shares, shares_of
+from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
+from hqde.aggregation.mixing import Bucketing, Composed, Mixing, MixingChain, NearestNeighbourMixing
+from hqde.aggregation.outliers import OutlierScores, agreement, outlier_scores
+from hqde.aggregation.registry import MIXINGS, RULES, make_rule
+from hqde.aggregation.reliability import Reliability, ReliabilityState
+from hqde.aggregation.rule import (
+    Aggregate,
+    Basis,
+    Decision,
+    Mean,
+    Rule,
+    check_rows,
+    check_shares,
+    num_byzantine_of,
+    shares_of,
+)
+from hqde.aggregation.screening import HeldOutImprovement, NormBound, NormState
+from hqde.aggregation.selection import Caf, MinimumDiameterAveraging, Monna
 from hqde.aggregation.server import (
     SERVER_OPTIMIZERS,
     Adaptive,
@@ -13,39 +52,88 @@ from hqde.aggregation.server import (
     ServerState,
     make_server_optimizer,
 )
+from hqde.aggregation.streaming import aggregate_stream
 from hqde.aggregation.summation import add_pairwise, weighted_sum
 from hqde.aggregation.update import Delta, RemoteDelta, Update, count_nonfinite
 
 __all__ = [
+    "ATTACKS",
     "BLOCK",
+    "MIXINGS",
+    "RULES",
     "SERVER_OPTIMIZERS",
+    "ALittleIsEnough",
     "Adaptive",
+    "AdaptiveRobustClipping",
     "Aggregate",
+    "Attack",
     "Basis",
+    "Bucketing",
+    "Bulyan",
+    "Caf",
+    "CenteredClipping",
+    "Clipping",
     "Combination",
     "Combined",
+    "Composed",
+    "ConstantRow",
+    "CoordinateMedian",
     "Decision",
     "Delta",
     "FedAvg",
+    "GaussianNoise",
+    "GeometricMedian",
     "GramParts",
+    "HeldOutImprovement",
+    "InnerProductManipulation",
+    "Krum",
     "Mean",
+    "MeanAroundMedian",
+    "Mimic",
+    "MinMax",
+    "MinSum",
+    "MinimumDiameterAveraging",
+    "Mixing",
+    "MixingChain",
     "Momentum",
+    "Monna",
+    "MultiKrum",
+    "NearestNeighbourMixing",
+    "NonFinite",
+    "NormBound",
+    "NormState",
+    "OptimalAttack",
+    "OutlierScores",
     "Rejection",
+    "Reliability",
+    "ReliabilityState",
     "RemoteDelta",
+    "Replay",
     "Rule",
+    "ScaledUpdate",
     "ServerOptimizer",
     "ServerState",
+    "SignFlip",
+    "TrimmedMean",
     "Update",
     "add_pairwise",
     "admit",
+    "aggregate_stream",
+    "agreement",
     "check_rows",
     "check_shares",
     "combine",
     "count_nonfinite",
+    "flip_labels",
     "gram_matrix",
     "gram_parts",
+    "make_attack",
+    "make_rule",
     "make_server_optimizer",
     "merge_parts",
+    "num_byzantine_of",
+    "optimal",
+    "outlier_scores",
     "shares_of",
     "step_columns",
     "weighted_sum",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -29,11 +30,35 @@ def weighted_sum(rows: Sequence[Tensor] | Tensor, weights: Sequence[float]) -> T
         tensor([2., 4.])
     """
     total = torch.empty_like(rows[0], memory_format=torch.contiguous_format)
-    for begin in range(0, len(total), CHUNK):
-        columns = slice(begin, begin + CHUNK)
+
+    def work(columns: slice) -> None:
         terms = (row[columns] * weight for row, weight in zip(rows, weights, strict=True))
         total[columns] = add_pairwise(terms)
+
+    over_columns(len(total), CHUNK, work)
     return total
+
+
+def over_columns(size: int, width: int, work: Callable[[slice], None]) -> None:
+    """Do some work on every chunk of so many columns, on as many threads as PyTorch may use.
+
+    PyTorch itself does not spread operations on so few columns. Which thread takes which chunk makes no
+    difference to a result: every chunk is worked on by itself.
+
+    >>> over_columns(5, 2, print)
+    slice(0, 2, None)
+    slice(2, 4, None)
+    slice(4, 5, None)
+    """
+    chunks = [slice(begin, min(begin + width, size)) for begin in range(0, size, width)]
+    num_threads = min(torch.get_num_threads(), len(chunks) // 2)  # a thread costs more than a chunk or two
+    if num_threads < 2:
+        for chunk in chunks:
+            work(chunk)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        for done in pool.map(work, chunks):
+            assert done is None
 
 
 def add_pairwise(terms: Iterable[Tensor]) -> Tensor:

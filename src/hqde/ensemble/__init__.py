@@ -7,6 +7,9 @@ from hqde.ensemble.combiners import (
     EfficiencyCombiner,
     LogPoolCombiner,
     MeanCombiner,
+    MedianCombiner,
+    TrimmedMeanCombiner,
+    drop_outliers,
     make_combiner,
 )
 from hqde.ensemble.description import describe_evaluation, encode_images
@@ -25,9 +28,12 @@ __all__ = [
     "Evaluation",
     "LogPoolCombiner",
     "MeanCombiner",
+    "MedianCombiner",
     "Member",
+    "TrimmedMeanCombiner",
     "apply_temperature",
     "describe_evaluation",
+    "drop_outliers",
     "encode_images",
     "fit_temperature",
     "make_combiner",

@@ -1,0 +1,62 @@
+"""Rules that give every row one weight, decided on distances between rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hqde.aggregation.rule import Basis, Decision, FaultBound
+from hqde.aggregation.summation import weighted_sum
+from hqde.errors import PreconditionError
+
+
+class WeighingRule(FaultBound):
+    """A rule whose decision is weights, and whose value is a weighted sum that skips rows of weight 0."""
+
+    basis: ClassVar[Basis] = "gram"
+
+    def combine(self, rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
+        """The weighted sum of the rows that count."""
+        return sum_counting(rows, decision)
+
+
+def sum_counting(rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
+    """Σᵢ weightᵢ · rowᵢ over rows whose weight is not 0; the others are not read.
+
+    >>> sum_counting(torch.tensor([[1.0], [float("nan")]]), Decision(weights=torch.tensor([2.0, 0.0])))
+    tensor([2.])
+    """
+    assert decision.weights is not None
+    counting = decision.weights.nonzero().flatten().tolist()
+    if not counting:
+        return torch.zeros_like(rows[0])
+    return weighted_sum([rows[i] for i in counting], decision.weights[counting].tolist())
+
+
+def needed(gram: Tensor | None, rule: str) -> Tensor:
+    """The Gram matrix, where a rule cannot do without.
+
+    Raises:
+        PreconditionError: there are none.
+    """
+    if gram is None:
+        raise PreconditionError(
+            f"{rule} decides on distances between rows: give it gram_matrix(gram_parts(rows)), not None. "
+            "A plan that adds up sums in a tree cannot run it; take the sharded or the flat plan."
+        )
+    return gram
+
+
+def selection(chosen: list[int], num_rows: int, reason: str) -> Decision:
+    """The mean of some rows, in heads; the others are left out for a reason.
+
+    >>> selection([0, 2], 3, "too far").rejected
+    {1: 'too far'}
+    """
+    weights = torch.zeros(num_rows, dtype=torch.float64)
+    weights[chosen] = 1.0 / len(chosen)
+    left = sorted(set(range(num_rows)) - set(chosen))
+    return Decision(weights=weights, rejected=dict.fromkeys(left, reason))
