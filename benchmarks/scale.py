@@ -96,7 +96,9 @@ class Crowd:
         ]
         checks = ray.get([first for first, *_ in made])
         return [
-            RemoteDelta(size, torch.float32, 0, Pieces(worker, tuple(bounds), checks[worker], tuple(refs)))
+            RemoteDelta(
+                size, torch.float32, 0, 0.0, Pieces(worker, tuple(bounds), checks[worker], tuple(refs))
+            )
             for worker, (_, *refs) in enumerate(made)
         ]
 

@@ -109,20 +109,20 @@ def test_nobody_is_left_out_when_all_agree_and_never_a_majority(history, now):
         state = after
     scores = reliability.scores(state)
     assert ((scores > 0) & (scores < 1)).all()
-    assert reliability.excluded(dict.fromkeys(now, 1.0), state) == {}
-    assert 2 * len(reliability.excluded(now, state)) < len(now)
-    shares = reliability.shares(torch.full((len(now),), 1 / len(now)), sorted(now), state)
+    assert reliability.excluded(dict.fromkeys(now, 1.0), reliability.scores(state)) == {}
+    assert 2 * len(reliability.excluded(now, reliability.scores(state))) < len(now)
+    shares = reliability.shares(torch.full((len(now),), 1 / len(now)), reliability.scores(state)[sorted(now)])
     assert float(shares.sum()) == pytest.approx(1.0)
 
 
 def test_equal_scores_leave_shares_alone_and_a_bad_history_lowers_them():
     reliability, given_shares = Reliability(), torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
     state = reliability.init(3)
-    torch.testing.assert_close(reliability.shares(given_shares, [0, 1, 2], state), given_shares)
+    torch.testing.assert_close(reliability.shares(given_shares, reliability.scores(state)), given_shares)
     for _ in range(12):
         state = reliability.update({0: 0.0, 1: 1.0, 2: 1.0}, state)
-    assert float(reliability.shares(given_shares, [0, 1, 2], state)[0]) < 0.3
-    assert list(reliability.excluded({0: 0.2, 1: 1.0, 2: 1.0}, state)) == [0]
+    assert float(reliability.shares(given_shares, reliability.scores(state))[0]) < 0.3
+    assert list(reliability.excluded({0: 0.2, 1: 1.0, 2: 1.0}, reliability.scores(state))) == [0]
 
 
 def test_the_norm_bound_follows_the_run_and_outlives_a_bad_round():

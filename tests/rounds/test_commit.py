@@ -172,7 +172,7 @@ def test_what_a_rule_leaves_out_is_reported_by_worker():
     updates = [make_update(worker, constant(float(worker))) for worker in (7, 4, 5)]
     found = commit(*updates, rule=DropsTheLast())
     assert torch.equal(found.weights.vector, BASE.vector + 4.5)
-    assert [(r.worker_id, r.reason) for r in found.rejected] == [(7, "it stands last")]
+    assert [(r.worker_id, r.reason) for r in found.left_out] == [(7, "it stands last")]
 
 
 # -- groups with each other --------------------------------------------------------------------------------

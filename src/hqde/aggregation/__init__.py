@@ -28,8 +28,10 @@ from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, mer
 from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
 from hqde.aggregation.mixing import Bucketing, Composed, Mixing, MixingChain, NearestNeighbourMixing
 from hqde.aggregation.outliers import OutlierScores, agreement, outlier_scores
-from hqde.aggregation.registry import MIXINGS, RULES, make_rule
+from hqde.aggregation.policy import AggregationPolicy, Breach
+from hqde.aggregation.registry import MIXINGS, RULES, FractionalRule, make_rule, rule_of
 from hqde.aggregation.reliability import Reliability, ReliabilityState
+from hqde.aggregation.remembering import Remembering, Use
 from hqde.aggregation.rule import (
     Aggregate,
     Basis,
@@ -54,7 +56,7 @@ from hqde.aggregation.server import (
 )
 from hqde.aggregation.streaming import aggregate_stream
 from hqde.aggregation.summation import add_pairwise, weighted_sum
-from hqde.aggregation.update import Delta, RemoteDelta, Update, count_nonfinite
+from hqde.aggregation.update import Delta, RemoteDelta, Update, count_nonfinite, norm_of
 
 __all__ = [
     "ATTACKS",
@@ -66,8 +68,10 @@ __all__ = [
     "Adaptive",
     "AdaptiveRobustClipping",
     "Aggregate",
+    "AggregationPolicy",
     "Attack",
     "Basis",
+    "Breach",
     "Bucketing",
     "Bulyan",
     "Caf",
@@ -81,6 +85,7 @@ __all__ = [
     "Decision",
     "Delta",
     "FedAvg",
+    "FractionalRule",
     "GaussianNoise",
     "GeometricMedian",
     "GramParts",
@@ -107,6 +112,7 @@ __all__ = [
     "Rejection",
     "Reliability",
     "ReliabilityState",
+    "Remembering",
     "RemoteDelta",
     "Replay",
     "Rule",
@@ -116,6 +122,7 @@ __all__ = [
     "SignFlip",
     "TrimmedMean",
     "Update",
+    "Use",
     "add_pairwise",
     "admit",
     "aggregate_stream",
@@ -131,9 +138,11 @@ __all__ = [
     "make_rule",
     "make_server_optimizer",
     "merge_parts",
+    "norm_of",
     "num_byzantine_of",
     "optimal",
     "outlier_scores",
+    "rule_of",
     "shares_of",
     "step_columns",
     "weighted_sum",

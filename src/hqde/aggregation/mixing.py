@@ -161,18 +161,22 @@ class Composed(Rule):
         faults = self.mixing.num_byzantine
         return 8 * faults / (num_rows - faults) * (inner + 1)
 
+    def check_bound(self, num_rows: int) -> None:
+        """Refuse too few rows for mixing or rule."""
+        if num_rows < self.least_rows():
+            faults = max(getattr(part, "num_byzantine", 0) for part in (self.mixing, self.rule))
+            raise PreconditionError(
+                f"{self.name} needs n >= {self.least_rows()}: n={num_rows}, f={faults}. "
+                f"Use a smaller num_byzantine or {self.least_rows()} workers."
+            )
+
     def decide(self, gram: Tensor | None, shares: Tensor) -> Decision:
         """The rule's decision about the mixtures, as one about the rows.
 
         Raises:
             PreconditionError: there are too few rows for mixing or rule.
         """
-        if len(shares) < self.least_rows():
-            faults = max(getattr(part, "num_byzantine", 0) for part in (self.mixing, self.rule))
-            raise PreconditionError(
-                f"{self.name} needs n >= {self.least_rows()}: n={len(shares)}, f={faults}. "
-                f"Use a smaller num_byzantine or {self.least_rows()} workers."
-            )
+        self.check_bound(len(shares))
         mixed = self.mixing.mix(gram, shares)
         inner = mixed_gram(mixed.matrix, gram) if gram is not None else None
         found = self.rule.decide(inner, mixed.shares)

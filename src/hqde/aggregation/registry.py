@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from hqde.aggregation.centered_clipping import CenteredClipping
@@ -12,7 +12,7 @@ from hqde.aggregation.coordinate import CoordinateMedian, MeanAroundMedian, Trim
 from hqde.aggregation.geometric_median import GeometricMedian
 from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
 from hqde.aggregation.mixing import Bucketing, Mixing, NearestNeighbourMixing
-from hqde.aggregation.rule import Mean, Rule
+from hqde.aggregation.rule import Mean, Rule, num_byzantine_of
 from hqde.aggregation.selection import Caf, MinimumDiameterAveraging, Monna
 from hqde.errors import ConfigError, did_you_mean
 
@@ -70,6 +70,44 @@ def make_rule(
         before = _made("pre-aggregator", MIXINGS, step, num_byzantine, {}) if isinstance(step, str) else step
         rule = before >> rule
     return rule
+
+
+@dataclass(frozen=True)
+class FractionalRule:
+    """A rule whose f is a fraction of whoever takes part in a round.
+
+    Args:
+        name, mixing, options: as ``make_rule`` takes them.
+        fraction: in [0, 1/2]; f = ⌊fraction · n⌋, and below n/2.
+
+    Raises:
+        ConfigError: as ``make_rule``, or a fraction out of range.
+
+    Example:
+        >>> rule = FractionalRule("trimmed_mean", 1 / 3)
+        >>> [rule.of(n).num_byzantine for n in (9, 7, 1)]
+        [3, 2, 0]
+    """
+
+    name: str
+    fraction: float
+    mixing: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 0.5:
+            raise ConfigError(f"a fraction of bad workers lies in [0, 0.5], got {self.fraction}")
+        self.of(3)
+
+    def of(self, num_rows: int) -> Rule:
+        """The rule for so many rows."""
+        faults = num_byzantine_of(num_rows, self.fraction)
+        return make_rule(self.name, num_byzantine=faults, mixing=self.mixing, **self.options)
+
+
+def rule_of(rule: Rule | FractionalRule, num_rows: int) -> Rule:
+    """The rule for so many rows: itself, unless its f is a fraction of them."""
+    return rule.of(num_rows) if isinstance(rule, FractionalRule) else rule
 
 
 def _made(what: str, known: dict[str, Any], name: str, num_byzantine: int, options: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,21 +84,20 @@ class Reliability:
         good, bad = self.prior_good + state["good"], self.prior_bad + state["bad"]
         return good / (good + bad)
 
-    def shares(self, shares: Tensor, worker_ids: Sequence[int], state: ReliabilityState) -> Tensor:
-        """Shares ``(n,)`` of the workers present, weighed by their scores; as they are if all are equal."""
-        weighed = shares.double() * self.scores(state)[list(worker_ids)]
+    def shares(self, shares: Tensor, scores: Tensor) -> Tensor:
+        """Shares ``(n,)`` weighed by their senders' scores; as they are if all are equal."""
+        weighed = shares.double() * scores
         return weighed / weighed.sum()
 
-    def excluded(self, agreements: Mapping[int, float], state: ReliabilityState) -> dict[int, str]:
+    def excluded(self, agreements: Mapping[int, float], scores: Tensor) -> dict[int, str]:
         """Workers to leave out of this round, with the reason; nobody when all agree, and never a majority.
 
         Args:
-            agreements: of this round, by worker id.
-            state: before this round.
+            agreements: of this round, by position in ``scores``.
+            scores: before this round.
         """
         if not agreements or min(agreements.values()) >= 1.0:
             return {}
-        scores = self.scores(state)
         doubtful = sorted(
             (worker for worker in agreements if float(scores[worker]) < self.threshold),
             key=lambda worker: (float(scores[worker]), worker),

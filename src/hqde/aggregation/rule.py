@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -29,6 +29,8 @@ class Decision:
         rejected: positions of rows the rule left out, with the reason.
         iterations: steps of an iterative rule; 0 for closed forms.
         converged: an iterative rule reached its tolerance.
+        agreement: ``(n,)`` in [0, 1], how far each row agrees with the majority, where somebody looked.
+        outliers: scores ``(n,)`` by name (``OutlierScores``), where somebody looked.
     """
 
     weights: Tensor | None = None
@@ -36,6 +38,8 @@ class Decision:
     rejected: dict[int, str] = field(default_factory=dict)
     iterations: int = 0
     converged: bool = True
+    agreement: Tensor | None = None
+    outliers: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ class Rule(ABC):
             raise NonFiniteError("no finite row has a share: check the workers' learning rates and data.")
         left = self.after_rejecting(len(rows) - len(sound))
         found = left._aggregate([rows[i] for i in sound], shares[sound] / total)
-        return Aggregate(found.value, _spread(found.decision, sound, len(rows)))
+        bad = {i: "it holds NaN or infinity" for i in range(len(rows)) if i not in set(sound)}
+        return Aggregate(found.value, spread_decision(found.decision, sound, bad, len(rows)))
 
 
 class FaultBound(Rule):
@@ -204,18 +209,26 @@ def num_byzantine_of(num_workers: int, fraction: float = 1 / 3) -> int:
     return min(int(fraction * num_workers + 1e-9), (num_workers - 1) // 2)
 
 
-def _spread(decision: Decision, sound: list[int], num_rows: int) -> Decision:
-    """A decision about the rows at positions ``sound``, as one about all rows."""
-    rejected = {i: "it holds NaN or infinity" for i in range(num_rows) if i not in set(sound)}
-    rejected |= {sound[i]: reason for i, reason in decision.rejected.items()}
-    weights, mixing = decision.weights, decision.mixing
+def spread_decision(
+    decision: Decision, kept: Sequence[int], left_out: Mapping[int, str], num_rows: int
+) -> Decision:
+    """A decision about the rows at positions ``kept``, as one about all rows.
+
+    Args:
+        decision: about so many rows as there are in ``kept``.
+        kept: positions, in order.
+        left_out: the other positions, with the reason.
+        num_rows: of all.
+    """
+    rejected = dict(left_out) | {kept[i]: reason for i, reason in decision.rejected.items()}
+    weights, mixing, places = decision.weights, decision.mixing, list(kept)
     if weights is not None:
         wide = weights.new_zeros(num_rows)
-        wide[sound] = weights
+        wide[places] = weights
         weights = wide
     if mixing is not None:
         columns = mixing.new_zeros(len(mixing), num_rows)
-        columns[:, sound] = mixing
+        columns[:, places] = mixing
         mixing = columns
     return replace(decision, weights=weights, mixing=mixing, rejected=dict(sorted(rejected.items())))
 

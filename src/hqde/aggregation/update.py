@@ -16,12 +16,14 @@ class RemoteDelta:
     Attributes:
         size, dtype: of the vector.
         num_nonfinite: elements that are NaN or infinite, counted where the vector is.
+        norm: its Euclidean norm, taken there too (``norm_of``).
         handle: whatever the backend needs to find it.
     """
 
     size: int
     dtype: torch.dtype
     num_nonfinite: int
+    norm: float
     handle: Any
 
     @property
@@ -31,6 +33,17 @@ class RemoteDelta:
 
 
 Delta: TypeAlias = Tensor | RemoteDelta
+
+
+def norm_of(delta: Delta) -> float:
+    """The Euclidean norm of a delta, wherever it is.
+
+    >>> norm_of(torch.tensor([3.0, 4.0]))
+    5.0
+    """
+    if isinstance(delta, RemoteDelta):
+        return delta.norm
+    return float(torch.linalg.vector_norm(delta, dtype=torch.float64))
 
 
 def count_nonfinite(vector: Tensor) -> int:

@@ -10,6 +10,7 @@ import typer
 import hqde
 from hqde.cli.console import fail
 from hqde.cli.doctor import doctor
+from hqde.cli.drill import drill
 from hqde.cli.evaluate import evaluate
 from hqde.cli.predict import predict
 from hqde.cli.report import report
@@ -23,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, report, doctor):
+for command in (train, evaluate, predict, report, drill, doctor):
     app.command()(command)
 
 

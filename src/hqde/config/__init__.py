@@ -2,6 +2,7 @@
 
 from hqde.config.building import build_backend, build_experiment, load_data, resolve
 from hqde.config.settings import (
+    AggregationSettings,
     Config,
     DataSettings,
     EnsembleSettings,
@@ -21,6 +22,7 @@ from hqde.config.toml import (
 )
 
 __all__ = [
+    "AggregationSettings",
     "Config",
     "DataSettings",
     "EnsembleSettings",

@@ -73,6 +73,8 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         server=make_server_optimizer(
             server.optimizer, learning_rate=server.learning_rate, momentum=server.momentum
         ),
+        rule=config.aggregation.build_rule(),
+        policy=config.aggregation.build_policy(),
         buffers=server.buffers,
         groups={int(name): _group(config, recipe, splits, group) for name, group in config.group.items()},
         faults=config.faults,

@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hqde.aggregation import (
+    AggregationPolicy,
+    FractionalRule,
+    HeldOutImprovement,
+    NormBound,
+    Reliability,
+    Rule,
+    make_rule,
+)
 from hqde.backends import RaySettings
 from hqde.data import Augmentation
 from hqde.errors import ConfigError
@@ -78,11 +87,66 @@ class ServerSettings:
 
 
 @dataclass(frozen=True)
+class AggregationSettings:
+    """``[aggregation]``: from a group's deltas to one, and whom to believe.
+
+    Args:
+        rule: ``mean``, or a robust one: ``geometric_median``, ``coordinate_median``, ``trimmed_mean``,
+            ``multi_krum``, … (see the guarantees).
+        num_byzantine: f, the workers of each group that may hand in anything: a number, or a fraction of
+            those who take part in a round.
+        mixing: pre-aggregators before the rule, in order: ``nnm``, ``bucketing``, ``clipping``, ``arc``.
+        options: further settings of the rule.
+        on_breach: when fewer updates are left than the rule needs: ``raise``, ``skip_round`` or
+            ``keep_previous``.
+        norm_bound: refuse deltas longer than this many times what is usual; 0 refuses none.
+        max_loss_increase: refuse deltas that raise the loss on validation rows by more than this; left out,
+            nobody looks. It uses data of the server.
+        reliability: ``off``, or what to do with what is remembered of each worker: ``record``, ``weigh`` or
+            ``exclude``.
+    """
+
+    rule: str = "mean"
+    num_byzantine: int | float = 0
+    mixing: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    on_breach: Literal["raise", "skip_round", "keep_previous"] = "raise"
+    norm_bound: float = 0.0
+    max_loss_increase: float | None = None
+    reliability: Literal["off", "record", "weigh", "exclude"] = "off"
+
+    def build_rule(self) -> Rule | FractionalRule:
+        """The rule that is named.
+
+        Raises:
+            ConfigError: an unknown name or setting, or a value out of range.
+        """
+        if isinstance(self.num_byzantine, float):
+            return FractionalRule(self.rule, self.num_byzantine, tuple(self.mixing), self.options)
+        return make_rule(self.rule, num_byzantine=self.num_byzantine, mixing=self.mixing, **self.options)
+
+    def build_policy(self) -> AggregationPolicy:
+        """The policy that is described.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        bounded, judged = self.norm_bound != 0, self.max_loss_increase
+        return AggregationPolicy(
+            on_breach=self.on_breach,
+            norm_bound=NormBound(factor=self.norm_bound) if bounded else None,
+            held_out=None if judged is None else HeldOutImprovement(max_increase=judged),
+            reliability=None if self.reliability == "off" else Reliability(),
+            use="record" if self.reliability == "off" else self.reliability,
+        )
+
+
+@dataclass(frozen=True)
 class EnsembleSettings:
     """``[ensemble]``: how members become one prediction.
 
     Args:
-        combiner: ``mean``, ``efficiency`` or ``log_pool``.
+        combiner: ``mean``, ``efficiency``, ``log_pool``, ``median`` or ``trimmed_mean``.
         calibrate: fit a temperature on the validation split.
     """
 
@@ -162,6 +226,7 @@ class Config:
     training: Recipe = Recipe()
     diversity: Diversity = Diversity()
     topology: Topology = Topology()
+    aggregation: AggregationSettings = AggregationSettings()
     server: ServerSettings = ServerSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     run: RunSettings = RunSettings()

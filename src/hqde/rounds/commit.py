@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from hqde.aggregation import (
+    AggregationPolicy,
     Combination,
     Decision,
+    FractionalRule,
     Mean,
+    NormState,
     Rejection,
+    Remembering,
     Rule,
     ServerOptimizer,
     ServerState,
     Update,
     admit,
+    norm_of,
+    rule_of,
     shares_of,
 )
 from hqde.backends import Backend
+from hqde.errors import PreconditionError
+from hqde.topology import RoundPlan
 from hqde.weights import Layout, Weights
+
+HeldOutLoss = Callable[[Weights], float]
+"""The loss of a group's model with these weights, on the server's held-out rows."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What earlier rounds left behind for judging a group's updates.
+
+    Attributes:
+        norms: of its policy's norm bound.
+        scores: reliability by worker id; empty where nothing is remembered.
+    """
+
+    norms: NormState = field(default_factory=dict)
+    scores: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -30,7 +55,13 @@ class Commit:
     Attributes:
         weights, server: the group's new weights and server state; the old ones when nothing was admitted.
         num_samples: examples behind the admitted updates; 0 means the round was skipped for this group.
-        rejected: updates refused, by admission or by the rule.
+        rejected: updates that no rule saw, with the reason.
+        left_out: updates that the rule saw and gave no weight, with the reason.
+        row_weights: the weight of each row that the rule saw, by worker id, where it gives weights.
+        agreements: how far each worker agreed with the majority, in [0, 1]; 0 for rejected ones. Empty where
+            nothing is remembered.
+        outliers: scores of the rows, by worker id and name, where somebody looked.
+        norms: the norm bound's state after the round.
         skipped: why the group kept its weights; empty when it did not.
     """
 
@@ -38,6 +69,11 @@ class Commit:
     server: ServerState
     num_samples: int
     rejected: tuple[Rejection, ...]
+    left_out: tuple[Rejection, ...] = ()
+    row_weights: Mapping[int, float] = field(default_factory=dict)
+    agreements: Mapping[int, float] = field(default_factory=dict)
+    outliers: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    norms: NormState = field(default_factory=dict)
     skipped: str = ""
 
 
@@ -48,39 +84,69 @@ def commit_group(
     base: Weights,
     server_state: ServerState,
     layout: Layout,
-    rule: Rule,
+    rule: Rule | FractionalRule,
     server: ServerOptimizer,
     backend: Backend,
     quorum: int = 1,
+    policy: AggregationPolicy = AggregationPolicy(),
+    memory: Memory = Memory(),
+    held_out_loss: HeldOutLoss | None = None,
 ) -> Commit:
     """Admit, aggregate, step the server optimizer, and build the group's new weights.
 
     Shares are the engine's own sample counts. The server optimizer sees parameters only; floating buffers
-    take the aggregate as it is; integer buffers take the maximum. With fewer than ``quorum`` usable updates
-    nothing changes.
+    take the aggregate as it is; integer buffers take the maximum. A rejected update counts against the rule's
+    f. With fewer than ``quorum`` usable updates nothing changes; with fewer than the rule needs, what
+    ``policy.on_breach`` says.
+
+    Raises:
+        PreconditionError: too few rows for the rule, and the policy says ``"raise"``.
     """
     admitted, refused = admit(
         updates, round_index=round_index, size=layout.size, num_integers=layout.num_integers
     )
     admitted = [update for update in admitted if update.num_samples > 0]
+    admitted, screened, norms = _screen(admitted, base, backend, policy, memory, held_out_loss)
+    refused += screened
+    rejected = tuple(sorted(refused, key=lambda r: r.worker_id))
+    against = {r.worker_id: 0.0 for r in rejected} if policy.reliability is not None else {}
+    unchanged = Commit(base, server_state, 0, rejected, agreements=against, norms=norms)
     if len(admitted) < quorum:
         skipped = f"{len(admitted)} of {quorum} usable updates" if admitted else "no usable update"
-        return Commit(base, server_state, 0, tuple(refused), skipped)
-    samples = [update.num_samples for update in admitted]
-    combined = backend.combine(
-        Combination(
-            rows=[update.delta for update in admitted],
-            shares=shares_of(samples),
-            rule=rule,
-            server=server,
-            base=base.vector,
-            state=server_state,
-            num_parameters=layout.num_parameters,
-        )
+        return replace(unchanged, skipped=skipped)
+    deployed = rule_of(rule, len(admitted) + len(rejected)).after_rejecting(len(rejected))
+    deployed = deployed.for_round(round_index)
+    task = Combination(
+        rows=[update.delta for update in admitted],
+        shares=shares_of([update.num_samples for update in admitted]),
+        rule=_remembering(deployed, admitted, policy, memory),
+        server=server,
+        base=base.vector,
+        state=server_state,
+        num_parameters=layout.num_parameters,
     )
-    refused += _refused_by_rule(combined.decision, admitted)
+    try:
+        deployed.check_bound(len(admitted))
+    except PreconditionError as error:
+        if policy.on_breach == "raise":
+            raise
+        if policy.on_breach == "keep_previous":
+            unchanged = _carried_on(unchanged, task, base)
+        return replace(unchanged, skipped=str(error))
+    combined = backend.combine(task)
+    ids, decision = [update.worker_id for update in admitted], combined.decision
     integers = torch.stack([update.integers for update in admitted]).amax(dim=0)
-    return Commit(Weights(combined.vector, integers), combined.state, sum(samples), tuple(refused))
+    return Commit(
+        weights=Weights(combined.vector, integers),
+        server=combined.state,
+        num_samples=sum(update.num_samples for update in admitted),
+        rejected=rejected,
+        left_out=tuple(Rejection(ids[row], reason) for row, reason in decision.rejected.items()),
+        row_weights=_by_worker(ids, decision.weights),
+        agreements=_by_worker(ids, decision.agreement) | against,
+        outliers=_outliers_of(decision, ids),
+        norms=norms,
+    )
 
 
 def average_groups(commits: Sequence[Commit]) -> Weights:
@@ -98,5 +164,58 @@ def average_groups(commits: Sequence[Commit]) -> Weights:
     return Weights(centre + mean, integers)
 
 
-def _refused_by_rule(decision: Decision, admitted: Sequence[Update]) -> list[Rejection]:
-    return [Rejection(admitted[row].worker_id, reason) for row, reason in decision.rejected.items()]
+def sent_bytes(plan: RoundPlan, commits: Sequence[Commit]) -> int:
+    """Bytes of updates handed in and weights handed back; a worker alone in its group sends nothing."""
+    total = 0
+    for group, commit in zip(plan.groups, commits, strict=True):
+        travels = len(group) if len(group) > 1 or plan.scope == "global" else 0
+        total += 2 * travels * commit.weights.nbytes
+    return total
+
+
+def _screen(
+    admitted: list[Update],
+    base: Weights,
+    backend: Backend,
+    policy: AggregationPolicy,
+    memory: Memory,
+    held_out_loss: HeldOutLoss | None,
+) -> tuple[list[Update], list[Rejection], NormState]:
+    """The updates that pass the optional checks, those that do not, and the norm bound's next state."""
+    reasons: dict[int, str] = {}
+    norms = memory.norms
+    if policy.norm_bound is not None:
+        lengths = torch.tensor([norm_of(update.delta) for update in admitted], dtype=torch.float64)
+        reasons, norms = policy.norm_bound.judge(lengths, norms or policy.norm_bound.init())
+    if policy.held_out is not None and held_out_loss is not None and admitted:
+        losses = [
+            held_out_loss(Weights(base.vector + backend.fetch(update.delta), update.integers))
+            for update in admitted
+        ]
+        reasons = policy.held_out.judge(held_out_loss(base), losses) | reasons
+    kept = [update for row, update in enumerate(admitted) if row not in reasons]
+    return kept, [Rejection(admitted[row].worker_id, reason) for row, reason in reasons.items()], norms
+
+
+def _remembering(rule: Rule, admitted: Sequence[Update], policy: AggregationPolicy, memory: Memory) -> Rule:
+    if policy.reliability is None:
+        return rule
+    scores = tuple(memory.scores[update.worker_id] for update in admitted)
+    return Remembering(rule, scores, policy.reliability, policy.use)
+
+
+def _carried_on(unchanged: Commit, task: Combination, base: Weights) -> Commit:
+    """A step of the server optimizer with a delta of zero."""
+    cut = task.num_parameters
+    step, state = task.server.update(torch.zeros_like(base.vector[:cut]), task.state)
+    vector: Tensor = torch.cat([base.vector[:cut] + step, base.vector[cut:]])
+    return replace(unchanged, weights=Weights(vector, base.integers), server=state)
+
+
+def _by_worker(ids: Sequence[int], values: Tensor | None) -> dict[int, float]:
+    return {} if values is None else dict(zip(ids, values.tolist(), strict=True))
+
+
+def _outliers_of(decision: Decision, ids: Sequence[int]) -> dict[int, dict[str, float]]:
+    scores = {name: _by_worker(ids, values) for name, values in decision.outliers.items()}
+    return {worker: {name: scores[name][worker] for name in scores} for worker in ids}

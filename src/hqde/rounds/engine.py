@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Update
+from hqde.aggregation import ReliabilityState, Update
 from hqde.backends import Backend, Failure, Outcome
 from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
 from hqde.ensemble import Ensemble
 from hqde.errors import CheckpointError, QuorumError, WorkerError
-from hqde.rounds.commit import Commit, average_groups, commit_group
-from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, WorkerRecord
+from hqde.rounds.commit import Commit, Memory, average_groups, commit_group, sent_bytes
+from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.members import MemberPool
+from hqde.rounds.records import worker_records
 from hqde.rounds.state import Best, RunState, pack_state, unpack_state
 from hqde.rounds.supervision import RoundSupervisor
 from hqde.topology import Groups, RoundPlan
@@ -89,7 +90,8 @@ class Engine:
         plans = self.experiment.plan()
         try:
             self._backend.start(self.experiment.worker_specs(), self.experiment.splits.train)
-            self._backend.check(torch.arange(min(4, len(self.experiment.splits.train))), self.experiment.rule)
+            few = torch.arange(min(4, len(self.experiment.splits.train)))
+            self._backend.check(few, self.experiment.check_rule(plans))
         except BaseException:
             self._backend.close()
             raise
@@ -136,7 +138,7 @@ class Engine:
         mark = time.perf_counter()
         commits = self._commit(plan, state, [o for o in outcomes if isinstance(o, Update)])
         state = self._account(plan, state, commits, outcomes)
-        sent = self._sent_bytes(plan, commits)
+        sent = sent_bytes(plan, commits)
         phases["aggregate"] = time.perf_counter() - mark
 
         mark = time.perf_counter()
@@ -153,7 +155,6 @@ class Engine:
         totals.wall_s += wall_s
         state = replace(state, round_index=plan.index, totals=totals)
 
-        refused = {r.worker_id for commit in commits for r in commit.rejected}
         record = RoundRecord(
             round=plan.index,
             epoch=plan.epoch,
@@ -162,7 +163,7 @@ class Engine:
             scope=plan.scope,
             wall_s=wall_s,
             phases=phases,
-            workers=tuple(_worker_record(o, plan.groups, refused) for o in outcomes),
+            workers=worker_records(outcomes, plan.groups, commits, self._scores(state)),
             validation=validation,
             sent_bytes=sent,
             dense_bytes=sent,
@@ -216,6 +217,8 @@ class Engine:
         return outcomes
 
     def _commit(self, plan: RoundPlan, state: RunState, updates: Sequence[Update]) -> list[Commit]:
+        experiment = self.experiment
+        scores = self._scores(state)
         commits = [
             commit_group(
                 [update for update in updates if update.worker_id in group],
@@ -223,10 +226,13 @@ class Engine:
                 base=state.committed[index],
                 server_state=state.server[index],
                 layout=self._backend.layout(group[0]),
-                rule=self.experiment.rule,
-                server=self.experiment.server,
+                rule=experiment.rule,
+                server=experiment.server,
                 backend=self._backend,
-                quorum=min(self.experiment.faults.min_workers, len(group)),
+                quorum=min(experiment.faults.min_workers, len(group)),
+                policy=experiment.policy,
+                memory=Memory(state.norms.get(index, {}), scores),
+                held_out_loss=partial(self._pool.held_out_loss, index, group),
             )
             for index, group in enumerate(plan.groups)
         ]
@@ -270,6 +276,7 @@ class Engine:
         totals.restarts += self._supervisor.restarts
         totals.excluded += len(excluded)
         totals.rejected += len(rejected)
+        totals.left_out += sum(len(commit.left_out) for commit in commits)
         totals.skipped += skipped
         totals.worker_samples += sum(o.num_samples for o in outcomes if isinstance(o, Update))
         totals.synchronisations += plan.scope != "none"
@@ -281,17 +288,23 @@ class Engine:
             trained=state.trained | trained,
             excluded=state.excluded | excluded,
             barren=barren,
+            norms={index: commit.norms for index, commit in enumerate(commits) if commit.norms},
+            reliability=self._remember(state, commits),
             balance=self.experiment.balancer.observe(state.balance, timings),
             totals=totals,
         )
 
-    def _sent_bytes(self, plan: RoundPlan, commits: Sequence[Commit]) -> int:
-        """Bytes of updates handed in and weights handed back; a worker alone in its group sends nothing."""
-        total = 0
-        for group, commit in zip(plan.groups, commits, strict=True):
-            travels = len(group) if len(group) > 1 or plan.scope == "global" else 0
-            total += 2 * travels * commit.weights.nbytes
-        return total
+    def _scores(self, state: RunState) -> dict[int, float]:
+        """Every worker's reliability; empty where the policy remembers nothing."""
+        reliability = self.experiment.policy.reliability
+        return {} if reliability is None else dict(enumerate(reliability.scores(state.reliability).tolist()))
+
+    def _remember(self, state: RunState, commits: Sequence[Commit]) -> ReliabilityState:
+        reliability = self.experiment.policy.reliability
+        if reliability is None:
+            return state.reliability
+        agreements = {worker: value for commit in commits for worker, value in commit.agreements.items()}
+        return reliability.update(agreements, state.reliability)
 
     def _validate(self, plan: RoundPlan, state: RunState, outcomes: Sequence[Outcome]) -> Validation | None:
         last = plan.progress[1] == 1.0
@@ -330,7 +343,14 @@ class Engine:
     def _initial(self, groups: Groups) -> RunState:
         of_final_group = [self.experiment.group_of(group[0]) for group in groups]
         committed = tuple(self.experiment.initial_weights(group) for group in of_final_group)
-        return RunState(0, groups, committed, self._server_states(groups, committed))
+        reliability = self.experiment.policy.reliability
+        return RunState(
+            0,
+            groups,
+            committed,
+            self._server_states(groups, committed),
+            reliability={} if reliability is None else reliability.init(self.experiment.num_workers),
+        )
 
     def _server_states(self, groups: Groups, committed: Sequence[Weights]) -> tuple[dict[str, Tensor], ...]:
         return tuple(
@@ -344,7 +364,7 @@ class Engine:
         reason = f"{len(state.groups)} group(s) became {len(plan.groups)}"
         self._tell.on_event(Event("branched", plan.index, None, reason))
         server = self._server_states(plan.groups, committed)
-        return replace(state, groups=plan.groups, committed=committed, server=server)
+        return replace(state, groups=plan.groups, committed=committed, server=server, norms={})
 
     def _resume(self, groups: Groups) -> RunState:
         if self._store is None:
@@ -380,20 +400,3 @@ class Engine:
 
     def _is_final_grouping(self, groups: Groups) -> bool:
         return groups == self.experiment.topology.groups_of(self.experiment.num_workers)
-
-
-def _worker_record(outcome: Outcome, groups: Groups, refused: set[int]) -> WorkerRecord:
-    group = next(i for i, members in enumerate(groups) if outcome.worker_id in members)
-    if isinstance(outcome, Failure):
-        return WorkerRecord(outcome.worker_id, group, None, None, None, 0, 0.0, None, "failed")
-    return WorkerRecord(
-        worker=outcome.worker_id,
-        group=group,
-        loss=outcome.loss if math.isfinite(outcome.loss) else None,
-        accuracy=outcome.accuracy,
-        lr=outcome.learning_rate,
-        samples=outcome.num_samples,
-        seconds=outcome.seconds,
-        efficiency=outcome.efficiency,
-        status="rejected" if outcome.worker_id in refused else "admitted",
-    )

@@ -29,7 +29,18 @@ class Event:
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """One worker's round, as it is reported. Losses are ``None`` where they are not finite."""
+    """One worker's round, as it is reported. Numbers are ``None`` where they are not finite.
+
+    Attributes:
+        worker, group: whose.
+        loss, accuracy, lr, samples, seconds, efficiency: as its ``Update`` says.
+        status: ``admitted``, ``rejected`` (no rule saw the update), ``left_out`` (the rule gave it no
+            weight) or ``failed``.
+        reason: why it is not ``admitted``.
+        weight: of its update in the aggregate, where the rule gives weights.
+        reliability: after the round, where it is remembered.
+        outliers: how far out its update was, by the name of the score, where somebody looked.
+    """
 
     worker: int
     group: int
@@ -40,6 +51,10 @@ class WorkerRecord:
     seconds: float
     efficiency: float | None
     status: str
+    reason: str = ""
+    weight: float | None = None
+    reliability: float | None = None
+    outliers: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ class Totals:
     dense_bytes: int = 0
     failures: int = 0
     rejected: int = 0
+    left_out: int = 0
     skipped: int = 0
     restarts: int = 0
     excluded: int = 0

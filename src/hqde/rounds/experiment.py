@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Literal
@@ -10,7 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hqde.aggregation import FedAvg, Mean, Rule, ServerOptimizer
+from hqde.aggregation import (
+    AggregationPolicy,
+    FedAvg,
+    FractionalRule,
+    Mean,
+    Remembering,
+    Rule,
+    ServerOptimizer,
+    rule_of,
+)
 from hqde.balance import Balancer, BalanceState, RoundRobin
 from hqde.data import (
     Augmentation,
@@ -78,7 +87,9 @@ class Experiment:
         balancer: how many of them, where the partitioner deals out rows: equally, or by the workers' speed.
         augmentation: of images while training.
         server: from aggregated delta to new weights.
-        rule: from deltas to one.
+        rule: from a group's deltas to one.
+        policy: what is asked of updates beside being sound, what is remembered of their senders, and what
+            follows when too few are left for the rule.
         buffers: ``"average"`` shares BatchNorm statistics inside a group; ``"local"`` lets each worker train
             with its own (the member still gets the average).
         groups: overrides by group index.
@@ -104,7 +115,8 @@ class Experiment:
     balancer: Balancer = RoundRobin()
     augmentation: Augmentation = Augmentation()
     server: ServerOptimizer = FedAvg()
-    rule: Rule = Mean()
+    rule: Rule | FractionalRule = Mean()
+    policy: AggregationPolicy = AggregationPolicy()
     buffers: Literal["average", "local"] = "average"
     groups: Mapping[int, GroupSettings] = field(default_factory=dict)
     faults: FaultPolicy = FaultPolicy()
@@ -133,8 +145,9 @@ class Experiment:
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
-        if not len(self.splits.validation) and (self.early_stopping or calibrates):
-            wanting = "early_stopping" if self.early_stopping else "calibrate"
+        judges = self.policy.held_out is not None
+        if not len(self.splits.validation) and (self.early_stopping or calibrates or judges):
+            wanting = "early_stopping" if self.early_stopping else "calibrate" if calibrates else "held_out"
             raise ConfigError(
                 f"{wanting} needs validation rows, and there are none; hold some out, or switch it off"
             )
@@ -296,6 +309,20 @@ class Experiment:
             batches_per_epoch=self._most_batches(self.epochs),
             trunk_batches_per_epoch=self._most_batches(1),
         )
+
+    def check_rule(self, plans: Sequence[RoundPlan]) -> Rule:
+        """The rule as the backend will have to spread it, for the largest group.
+
+        Raises:
+            PreconditionError: a group is too small for the rule's f.
+        """
+        sizes = sorted({len(group) for plan in plans for group in plan.groups})
+        for size in sizes:
+            rule_of(self.rule, size).check_bound(size)
+        rule = rule_of(self.rule, sizes[-1])
+        if self.policy.reliability is None:
+            return rule
+        return Remembering(rule, (), self.policy.reliability, self.policy.use)
 
     def _most_batches(self, epoch: int) -> int:
         """Batches of the worker that has most in an epoch."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
 from hqde.backends import Backend
+from hqde.data import SubsetExamples
 from hqde.ensemble import Ensemble, Member
+from hqde.errors import NonFiniteError
 from hqde.metrics import accuracy, disagreement, effective_members, gaussian_nll, nll, rmse
 from hqde.rounds.events import Validation
 from hqde.rounds.experiment import Experiment
@@ -15,6 +19,9 @@ from hqde.seeding import seeded
 from hqde.topology import Groups
 from hqde.training import INITIAL_EFFICIENCY
 from hqde.weights import Layout, Weights
+
+# Rows that an update is judged on, where the policy says so.
+HELD_OUT_ROWS = 512
 
 
 class MemberPool:
@@ -26,12 +33,17 @@ class MemberPool:
         self._models: dict[int, tuple[nn.Module, Layout]] = {}
 
     def ensemble(
-        self, groups: Groups, committed: Sequence[Weights], efficiency: Mapping[int, float]
+        self,
+        groups: Groups,
+        committed: Sequence[Weights],
+        efficiency: Mapping[int, float],
+        *,
+        first: int = 0,
     ) -> Ensemble:
-        """One member per group; its score is the mean efficiency of its workers."""
+        """One member per group, numbered from ``first``; its score is the mean efficiency of its workers."""
         experiment = self._experiment
         members = []
-        for index, (group, weights) in enumerate(zip(groups, committed, strict=True)):
+        for index, (group, weights) in enumerate(zip(groups, committed, strict=True), start=first):
             model = self._model(index, group[0])
             scores = [efficiency.get(worker, INITIAL_EFFICIENCY) for worker in group]
             self._models[index][1].write(weights, model)
@@ -81,6 +93,22 @@ class MemberPool:
             disagreement=float(disagreement(predictions)) if several else 0.0,
             effective_members=float(effective_members(predictions)) if several else 1.0,
         )
+
+    def held_out_loss(self, index: int, group: Sequence[int], weights: Weights) -> float:
+        """The loss of one member with these weights on the first validation rows; infinite if not finite."""
+        rows = self._experiment.splits.validation
+        rows = SubsetExamples(rows, torch.arange(min(HELD_OUT_ROWS, len(rows))))
+        ensemble = self.ensemble((tuple(group),), (weights,), {}, first=index)
+        try:
+            [found] = ensemble.predict_members(rows)
+        except NonFiniteError:
+            return math.inf
+        if ensemble.schema.task == "classification":
+            return float(nll(found, rows.targets))
+        mean, variance = found.unbind(dim=-1)
+        if ensemble.loss == "gaussian_nll":
+            return float(gaussian_nll(mean, variance, rows.targets))
+        return float(rmse(mean, rows.targets)) ** 2
 
     def _model(self, index: int, worker: int) -> nn.Module:
         if index not in self._models:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hqde.aggregation import ServerState
+from hqde.aggregation import NormState, ReliabilityState, ServerState
 from hqde.balance import BalanceState
 from hqde.checkpoints import Bundle
 from hqde.errors import CheckpointError
@@ -45,6 +45,8 @@ class RunState:
         fresh: workers whose optimizer must start anew because their last update was refused.
         trained: workers that have trained; those who have not own no buffers yet.
         excluded: workers that failed too often and get no more orders.
+        norms: the norm bound's state, by group; empty without one.
+        reliability: what is remembered of each worker's updates; empty where nothing is.
         balance: what is known of the workers' speed.
         barren: rounds in a row without a single usable update.
         best: for early stopping.
@@ -58,6 +60,8 @@ class RunState:
     fresh: frozenset[int] = frozenset()
     trained: frozenset[int] = frozenset()
     excluded: frozenset[int] = frozenset()
+    norms: Mapping[int, NormState] = field(default_factory=dict)
+    reliability: ReliabilityState = field(default_factory=dict)
     balance: BalanceState = BalanceState()
     barren: int = 0
     best: Best | None = None
@@ -77,6 +81,10 @@ def pack_state(
     for index, (weights, server) in enumerate(zip(state.committed, state.server, strict=True)):
         tensors["groups"] |= _pack_weights(f"{index}", weights)
         tensors["groups"] |= {f"{index}.server.{key}": value for key, value in server.items()}
+    judging = {f"{i}.{name}": value for i, norms in state.norms.items() for name, value in norms.items()}
+    judging |= {f"reliability.{name}": value for name, value in state.reliability.items()}
+    if judging:
+        tensors["judging"] = judging
     if state.best is not None:
         tensors["best"] = {}
         for index, weights in enumerate(state.best.committed):
@@ -121,6 +129,11 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             count = len({name.partition(".")[0] for name in tensors["best"]})
             kept = tuple(_unpack_weights(str(i), tensors["best"]) for i in range(count))
             best = Best(best["loss"], best["epoch"], kept)
+        norms: dict[int, NormState] = {}
+        reliability: ReliabilityState = {}
+        for name, value in tensors.get("judging", {}).items():
+            whose, _, key = name.partition(".")
+            (reliability if whose == "reliability" else norms.setdefault(int(whose), {}))[key] = value
         workers = {
             int(worker): WorkerState(tensors[f"worker-{int(worker):03d}"], efficiency)
             for worker, efficiency in manifest["efficiency"].items()
@@ -133,6 +146,8 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             fresh=frozenset(manifest["fresh"]),
             trained=frozenset(manifest["trained"]),
             excluded=frozenset(manifest["excluded"]),
+            norms=norms,
+            reliability=reliability,
             balance=BalanceState.from_dict(manifest["balance"]),
             barren=manifest["barren"],
             best=best,

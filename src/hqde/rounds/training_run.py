@@ -122,6 +122,16 @@ def final_metrics(
         "excluded": totals.excluded,
         "resumes": totals.resumes,
     }
+    policy, rule = experiment.policy, experiment.rule
+    scores = (
+        None if policy.reliability is None else policy.reliability.scores(result.state.reliability).tolist()
+    )
+    metrics["aggregation"] = {
+        "rule": rule.name,
+        "left_out": totals.left_out,
+        "reliability": scores,
+        "uses_server_data": policy.held_out is not None,
+    }
     return metrics | {
         "backend": backend,
         "workers": experiment.num_workers,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hqde.aggregation import ServerOptimizer
+from hqde.aggregation import AggregationPolicy, FractionalRule, Mean, Rule, ServerOptimizer
 from hqde.backends import Backend, RaySettings, make_backend
 from hqde.balance import Balancer, RoundRobin, make_balancer
 from hqde.config import build_config, changed_settings, dump_config, load_tree, without_place
@@ -62,6 +62,8 @@ class HQDESystem:
         partitioner: which rows each worker sees, as an object or by name.
         augmentation: of images while training.
         server: a server optimizer as an object, in place of the one in ``aggregation_config``.
+        rule: from a group's deltas to one: ``Mean()``, a robust one (``make_rule``), or a ``FractionalRule``.
+        policy: what is asked of updates beside being sound, and what is remembered of their senders.
         groups: what single groups do differently, by their number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation rows.
@@ -108,6 +110,8 @@ class HQDESystem:
         partitioner: Partitioner | str = Replicate(),
         augmentation: Augmentation = Augmentation(),
         server: ServerOptimizer | None = None,
+        rule: Rule | FractionalRule = Mean(),
+        policy: AggregationPolicy = AggregationPolicy(),
         groups: Mapping[int, GroupSettings] | None = None,
         early_stopping: int = 0,
         evaluate_every: int = 1,
@@ -147,6 +151,8 @@ class HQDESystem:
             "partitioner": make_partitioner(partitioner) if isinstance(partitioner, str) else partitioner,
             "augmentation": augmentation,
             "server": aggregation.server,
+            "rule": rule,
+            "policy": policy,
             "buffers": aggregation.buffers,
             "groups": dict(groups or {}),
             "balancer": make_balancer(balancer) if isinstance(balancer, str) else balancer,

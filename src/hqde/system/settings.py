@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
-from hqde.aggregation import Adaptive, FedAvg, Momentum, ServerOptimizer, make_server_optimizer
+from hqde.aggregation import (
+    RULES,
+    Adaptive,
+    AggregationPolicy,
+    FedAvg,
+    FractionalRule,
+    Momentum,
+    Rule,
+    ServerOptimizer,
+    make_server_optimizer,
+)
 from hqde.backends import RaySettings
 from hqde.config import (
+    AggregationSettings,
     Config,
     DataSettings,
     EnsembleSettings,
@@ -127,6 +138,7 @@ def describe(
         training=experiment.recipe,
         diversity=experiment.diversity,
         topology=experiment.topology,
+        aggregation=_aggregation_settings(experiment.rule, experiment.policy),
         server=_server_settings(experiment.server, experiment.buffers),
         ensemble=EnsembleSettings(combiner=experiment.combiner.name, calibrate=experiment.calibrate),
         run=RunSettings(
@@ -172,6 +184,31 @@ def _partition_name(partitioner: Partitioner) -> str:
     if type(partitioner) is Dirichlet:
         return "dirichlet"
     return _PARTITIONERS.get(type(partitioner), repr(partitioner))
+
+
+def _aggregation_settings(rule: Rule | FractionalRule, policy: AggregationPolicy) -> AggregationSettings:
+    """The settings that make rule and policy again, or how Python shows a rule where there are none."""
+    bound, held_out = policy.norm_bound, policy.held_out
+    settings = AggregationSettings(
+        rule=repr(rule),
+        on_breach=policy.on_breach,
+        norm_bound=0.0 if bound is None else bound.factor,
+        max_loss_increase=None if held_out is None else held_out.max_increase,
+        reliability="off" if policy.reliability is None else policy.use,
+    )
+    if isinstance(rule, FractionalRule):
+        return replace(
+            settings,
+            rule=rule.name,
+            num_byzantine=rule.fraction,
+            mixing=list(rule.mixing),
+            options=dict(rule.options),
+        )
+    if type(rule) in RULES.values():
+        options = {f.name: getattr(rule, f.name) for f in fields(rule)}  # type: ignore[arg-type]
+        count = options.pop("num_byzantine", 0)
+        return replace(settings, rule=rule.name, num_byzantine=count, options=options)
+    return settings
 
 
 def _server_settings(server: ServerOptimizer, buffers: Buffers) -> ServerSettings:

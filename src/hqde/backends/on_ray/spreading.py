@@ -23,6 +23,7 @@ from hqde.aggregation import (
     combine,
     gram_matrix,
     merge_parts,
+    norm_of,
     step_columns,
 )
 from hqde.backends.on_ray import reducing
@@ -187,7 +188,7 @@ def _as_remote(row: Tensor, plan: Plan) -> RemoteDelta:
     """A row that is here, put where others can read it."""
     arrays = [as_array(row[first:last]) for first, last in plan.bounds]
     pieces = Pieces(-1, plan.bounds, tuple(map(checksum, arrays)), tuple(map(ray.put, arrays)))
-    return RemoteDelta(len(row), row.dtype, 0, pieces)
+    return RemoteDelta(len(row), row.dtype, 0, norm_of(row), pieces)
 
 
 def _is_lost(row: RemoteDelta) -> bool:

@@ -12,7 +12,7 @@ import ray
 import torch
 from torch import Tensor
 
-from hqde.aggregation import RemoteDelta, Update, count_nonfinite
+from hqde.aggregation import RemoteDelta, Update, count_nonfinite, norm_of
 from hqde.backends.on_ray.shipping import Parcel, as_array, as_tensor, checksum, pack, unpack
 from hqde.data import Examples, SubsetExamples
 from hqde.ensemble import Ensemble
@@ -130,7 +130,7 @@ class WorkerActor:
         assert isinstance(delta, Tensor)
         pieces = [as_array(delta[first:last]) for first, last in bounds]
         handle = Pieces(order.worker_id, tuple(bounds), tuple(checksum(piece) for piece in pieces))
-        remote = RemoteDelta(len(delta), delta.dtype, count_nonfinite(delta), handle)
+        remote = RemoteDelta(len(delta), delta.dtype, count_nonfinite(delta), norm_of(delta), handle)
         return replace(update, delta=remote, node_load=load.of_others()), pack(worker.state()), *pieces
 
     def _renewed(self) -> Worker:

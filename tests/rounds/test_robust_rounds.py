@@ -1,0 +1,216 @@
+"""Rules, screens and reliability in whole runs: what a bad worker can do, and what the run says of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hqde.aggregation import (
+    AggregationPolicy,
+    FractionalRule,
+    HeldOutImprovement,
+    Momentum,
+    NormBound,
+    Reliability,
+    ScaledUpdate,
+    SignFlip,
+    make_rule,
+)
+from hqde.backends import LocalBackend
+from hqde.drills import BadWorkers, LabelFlip, ReplayFirst, bad_workers
+from hqde.errors import ConfigError, PreconditionError
+from hqde.models import model_spec
+from hqde.rounds import Engine
+from hqde.testing import Fault, FaultyBackend, small_experiment
+
+
+class Recorder:
+    def __init__(self):
+        self.records, self.events = [], []
+
+    def on_start(self, plans, first_round):
+        pass
+
+    def on_step(self, worker_id, done, total):
+        pass
+
+    def on_round(self, record):
+        self.records.append(record)
+
+    def on_event(self, event):
+        self.events.append(event)
+
+
+def experiment(**changes):
+    """Without batch normalisation: a bad worker could make its variances negative, and predictions NaN."""
+    model = model_spec("mlp", input_shape=(6,), num_outputs=2, norm="group", options={"hidden": [8]})
+    return replace(small_experiment(num_workers=5), model=model, epochs=3, **changes)
+
+
+def run(experiment, backend=None, **options):
+    recorder = Recorder()
+    result = Engine(experiment, backend or LocalBackend(), listener=recorder, **options).run()
+    return result, recorder
+
+
+def attacked(attack, bad=(4,)):
+    return BadWorkers(LocalBackend(), attack, frozenset(bad), num_classes=2)
+
+
+def same(one, other):
+    return all(
+        torch.equal(a.vector, b.vector)
+        for a, b in zip(one.state.committed, other.state.committed, strict=True)
+    )
+
+
+def test_one_bad_worker_moves_the_mean_and_not_a_robust_rule():
+    attack = ScaledUpdate(strength=-200.0)
+    honest, _ = run(experiment())
+    plain, _ = run(experiment(), attacked(attack))
+    robust, recorder = run(experiment(rule=make_rule("multi_krum", num_byzantine=1)), attacked(attack))
+    truth = honest.state.committed[0].vector
+    far, near = ((r.state.committed[0].vector - truth).norm() for r in (plain, robust))
+    assert near < 2.0 < 20.0 < far
+    rows = [row for record in recorder.records for row in record.workers]
+    assert {row.worker for row in rows if row.status == "left_out"} == {4}
+    assert all(row.reason and row.weight == 0.0 for row in rows if row.worker == 4)
+    assert all(row.weight == pytest.approx(1 / 4) for row in rows if row.worker != 4)
+    assert robust.state.totals.left_out == 3
+    assert robust.state.totals.rejected == 0
+
+
+def test_a_refused_update_counts_against_f():
+    rule = make_rule("trimmed_mean", num_byzantine=2)
+    faults = (Fault(0, 1, "nan_delta"), Fault(1, 1, "nan_delta"), Fault(2, 1, "nan_delta"))
+    result, recorder = run(experiment(rule=rule), FaultyBackend(LocalBackend(), faults))
+    # Two rows are left; with f = 2 - 3 < 0 their trimmed mean is their mean.
+    plain, _ = run(experiment(), FaultyBackend(LocalBackend(), faults))
+    first = recorder.records[0]
+    assert [row.status for row in first.workers] == ["rejected"] * 3 + ["admitted"] * 2
+    assert result.state.totals.rejected == 3
+    assert not same(result, plain)  # the later rounds trim
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip_round", "keep_previous"])
+def test_too_few_updates_for_the_rule_are_what_the_policy_says(policy):
+    rule, faults = make_rule("trimmed_mean", num_byzantine=2), (Fault(0, 2, "failure"),)
+    given = experiment(rule=rule, policy=AggregationPolicy(on_breach=policy), server=Momentum(0.5, 0.5))
+    backend = FaultyBackend(LocalBackend(), faults)
+    if policy == "raise":
+        with pytest.raises(PreconditionError, match=r"trimmed_mean needs n >= 2f \+ 1: n=4, f=2"):
+            run(given, backend)
+        return
+    kept = []
+    engine = Engine(given, backend, listener=Recorder())
+    engine._tell.on_round = lambda record: kept.append(record)
+    states = []
+    account = engine._account
+    engine._account = lambda *a: states.append(account(*a)) or states[-1]
+    result = engine.run()
+    assert result.state.totals.skipped == 1
+    before, after = states[0].committed[0].vector, states[1].committed[0].vector
+    if policy == "skip_round":
+        assert torch.equal(before, after)
+    else:
+        cut = len(states[0].server[0]["momentum"])
+        expected = before.clone()
+        expected[:cut] += 0.5 * 0.5 * states[0].server[0]["momentum"]
+        torch.testing.assert_close(after, expected)
+
+
+def test_a_fraction_follows_who_is_there():
+    rule = FractionalRule("trimmed_mean", 0.4)
+    faults = (Fault(0, 2, "failure"), Fault(1, 2, "failure"))
+    result, _ = run(experiment(rule=rule), FaultyBackend(LocalBackend(), faults))
+    assert result.state.totals.skipped == 0  # f is 2 of five workers, 1 of three
+
+
+def test_a_group_too_small_for_the_rule_is_refused_before_the_run():
+    with pytest.raises(
+        PreconditionError, match=r"multi_krum needs n >= 2f \+ 3: n=5, f=2. Use num_byzantine=1"
+    ):
+        Engine(experiment(rule=make_rule("multi_krum", num_byzantine=2)), LocalBackend()).prepare()
+
+
+def test_the_norm_bound_refuses_what_is_far_too_long():
+    policy = AggregationPolicy(norm_bound=NormBound(factor=3.0))
+    result, recorder = run(experiment(policy=policy), attacked(ScaledUpdate(strength=50.0)))
+    assert {event.worker_id for event in recorder.events if event.kind == "rejected"} == {4}
+    assert all("times what is usual" in e.reason for e in recorder.events if e.kind == "rejected")
+    assert len(result.state.norms[0]["medians"]) == 3
+
+
+def test_an_update_that_makes_the_model_worse_on_held_out_rows_is_refused():
+    policy = AggregationPolicy(held_out=HeldOutImprovement(max_increase=0.5))
+    _, recorder = run(experiment(policy=policy), attacked(SignFlip(strength=30.0)))
+    refused = [event for event in recorder.events if event.kind == "rejected"]
+    assert {event.worker_id for event in refused} == {4}
+    assert all("raises the held-out loss" in event.reason for event in refused)
+
+
+def test_reliability_is_remembered_excludes_and_survives_a_resume(tmp_path):
+    from hqde.checkpoints import CheckpointStore
+
+    policy = AggregationPolicy(reliability=Reliability(prior_good=1.0, prior_bad=0.5), use="exclude")
+    given = replace(experiment(policy=policy), epochs=6)
+    attack = ScaledUpdate(strength=-40.0)
+    whole, recorder = run(given, attacked(attack), store=CheckpointStore(tmp_path / "whole"))
+    scores = policy.reliability.scores(whole.state.reliability)
+    assert scores.argmin() == 4
+    assert float(scores[4]) < 0.5 < float(scores[:4].min())
+    last = recorder.records[-1].workers[4]
+    assert (last.status, last.reason[:18]) == ("left_out", "its reliability is")
+    assert last.outliers["mad"] > max(row.outliers["mad"] for row in recorder.records[-1].workers[:4])
+
+    class Stop(Exception):
+        pass
+
+    def stop(record):
+        if record.round == 4:
+            raise Stop
+
+    cut = Recorder()
+    cut.on_round = stop
+    store = CheckpointStore(tmp_path / "cut")
+    with pytest.raises(Stop):
+        Engine(given, attacked(attack), listener=cut, store=store).run()
+    resumed = Engine(given, attacked(attack), store=store).run(resume=True)
+    assert same(resumed, whole)
+    assert torch.equal(resumed.state.reliability["bad"], whole.state.reliability["bad"])
+
+
+def test_nobody_is_left_out_when_all_are_honest():
+    policy = AggregationPolicy(norm_bound=NormBound(), reliability=Reliability(), use="exclude")
+    watched, recorder = run(experiment(policy=policy))
+    plain, _ = run(experiment())
+    assert same(watched, plain)
+    assert {row.status for record in recorder.records for row in record.workers} == {"admitted"}
+
+
+def test_flipped_labels_are_the_bad_workers_alone():
+    flipped, _ = run(experiment(), attacked(LabelFlip()))
+    honest, _ = run(experiment())
+    nobody, _ = run(experiment(), attacked(LabelFlip(), bad=()))
+    assert same(nobody, honest)
+    assert not same(flipped, honest)
+
+
+def test_a_replayed_update_is_the_first_one():
+    backend = attacked(ReplayFirst())
+    run(experiment(), backend)
+    assert set(backend._first) == {4}
+
+
+def test_bad_workers_leave_somebody_honest():
+    assert bad_workers(((0, 1), (2, 3)), 1) == {1, 3}
+    with pytest.raises(PreconditionError, match="2 bad workers in groups of 2 leave nobody honest"):
+        bad_workers(((0, 1), (2, 3)), 2)
+
+
+@pytest.mark.parametrize("changes", [{"on_breach": "shrug"}, {"use": "love"}])
+def test_unknown_choices_are_refused(changes):
+    with pytest.raises(ConfigError, match="must be one of"):
+        AggregationPolicy(**changes)
