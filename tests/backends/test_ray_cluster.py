@@ -26,10 +26,13 @@ pytestmark = pytest.mark.ray
 
 def test_a_node_that_goes_between_two_rounds_takes_nothing_along(three_nodes, runs):
     from hqde.backends.on_ray import RayBackend
+    from hqde.backends.on_ray.cluster import alive_nodes
 
     def remove(record):
         if record.round == 1:
             three_nodes.remove_node(three_nodes.others[0], allow_graceful=False)
+            while len(alive_nodes()) > 2:  # the cluster takes some seconds to notice
+                time.sleep(0.1)
 
     backend = RayBackend(RaySettings(plan="sharded"), threads=1)
     result, recorder = runs.run(backend, three_workers(runs), on_record=remove)

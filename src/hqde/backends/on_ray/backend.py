@@ -186,7 +186,7 @@ class RayBackend:
     def _recover(self, order: Order, supervisor: Supervisor | None) -> None:
         """A machine may be gone: make new copies of what it held, and put the round's start out again."""
         self._mend(order.round_index, supervisor, surely=True)
-        self._board.forget(order.start.vector)
+        self._board.lose(order.start.vector)
 
     def _mend(self, round_index: int, supervisor: Supervisor | None, *, surely: bool = False) -> None:
         if self._store is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -17,12 +17,16 @@ Bounds = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Posted:
-    """A vector of this process and its pieces out there: references, or names in the weight store."""
+    """A vector of this process and its pieces out there: references, and names in the weight store.
+
+    ``is_lost`` once a machine went that may have held them; from then on the store's copies are read.
+    """
 
     vector: Tensor
     bounds: Bounds
     refs: list[Any]
     names: list[str]
+    is_lost: bool = False
 
 
 class Board:
@@ -32,7 +36,8 @@ class Board:
     following one; what is remembered must not be written to.
 
     Args:
-        store: keeps the pieces on several nodes; ``None`` leaves them where they were made.
+        store: keeps copies of the pieces on several nodes, for when their machine is gone; ``None`` leaves
+            them where they were made.
     """
 
     def __init__(self, store: WeightStore | None = None) -> None:
@@ -45,13 +50,15 @@ class Board:
     def pieces(self, vector: Tensor, bounds: Bounds | None = None) -> list[Any]:
         """References to a vector's pieces, as they are or cut at ``bounds``; put out there if need be."""
         found = self._now.get(id(vector)) or self._before.get(id(vector))
+        if found is not None and found.is_lost and not self._has_copies(found):
+            found = None
         if found is None or (bounds is not None and found.bounds != bounds):
             cuts = bounds or ((0, len(vector)),)
             array = as_array(vector)
             self.remember(vector, cuts, [ray.put(array[first:last]) for first, last in cuts])
             found = self._now[id(vector)]
         self._now[id(vector)] = found
-        if self._store is not None and all(name in self._store.cells for name in found.names):
+        if found.is_lost and self._store is not None:
             return [self._store.reference(name) for name in found.names]
         return found.refs
 
@@ -66,10 +73,12 @@ class Board:
             self._store.settle()
         self._now[id(vector)] = Posted(vector, bounds, refs, names)
 
-    def forget(self, *vectors: Tensor) -> None:
-        """The pieces of these are lost; the next who asks puts them there again."""
+    def lose(self, *vectors: Tensor) -> None:
+        """The pieces of these may be lost: the next who asks gets copies, or they are put there again."""
         for vector in vectors:
-            self._drop(self._now.pop(id(vector), None), self._before.pop(id(vector), None))
+            for shelf in (self._now, self._before):
+                if id(vector) in shelf:
+                    shelf[id(vector)] = replace(shelf[id(vector)], is_lost=True)
 
     def turn(self) -> None:
         """A new round begins: drop what the round before did not use."""
@@ -81,6 +90,10 @@ class Board:
     def clear(self) -> None:
         """Drop everything."""
         self._now, self._before, self._store = {}, {}, None
+
+    def _has_copies(self, posted: Posted) -> bool:
+        cells = {} if self._store is None else self._store.cells
+        return bool(posted.names) and all(name in cells and cells[name].nodes for name in posted.names)
 
     def _drop(self, *posted: Posted | None) -> None:
         if self._store is not None:

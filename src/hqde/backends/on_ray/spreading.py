@@ -85,7 +85,7 @@ def spread(task: Combination, plan: Plan, board: Board, workers: Sequence[int], 
                 bad = [cause.row]
             elif isinstance(cause, ObjectLostError | RayActorError):
                 hands.roll_call()
-                board.forget(task.base, *task.state.values())
+                board.lose(task.base, *task.state.values())
                 bad = [position for position, row in enumerate(rows) if _is_lost(row)]
             else:
                 raise cause from None

@@ -31,7 +31,7 @@ class DamagedCopyError(HqdeError, ValueError):
 
 
 class Shelf:
-    """One node's copies. A value is an array, or a parcel: bytes and arrays."""
+    """One node's copies. A value is an array, or a ``Parcel``."""
 
     def __init__(self) -> None:
         self._cells: dict[str, tuple[int, Any, int]] = {}
@@ -229,14 +229,14 @@ def _new_shelf(node: str) -> Any:
 def _copy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
-    head, buffers = value
-    return head, [buffer.copy() for buffer in buffers]
+    head, buffers, references = value
+    return head, [buffer.copy() for buffer in buffers], references
 
 
 def _checksum(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return checksum(value)
-    head, buffers = value
+    head, buffers, _ = value
     found = crc32(head)
     for buffer in buffers:
         found = crc32(buffer.reshape(-1).view(np.uint8).data, found)
