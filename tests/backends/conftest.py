@@ -41,7 +41,9 @@ def three_nodes(ray_module):
     from ray.cluster_utils import Cluster
 
     ray_module.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    notices_soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": notices_soon}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.others = [cluster.add_node(num_cpus=2) for _ in range(2)]
     ray_module.init(address=cluster.address, **QUIET)
     yield cluster

@@ -10,11 +10,20 @@ import psutil
 import pytest
 import torch
 
-from hqde.aggregation import Decision, Momentum, Rule, make_server_optimizer
+from hqde.aggregation import (
+    AggregationPolicy,
+    Momentum,
+    NormBound,
+    Reliability,
+    make_attack,
+    make_rule,
+    make_server_optimizer,
+)
 from hqde.backends import LocalBackend, RaySettings
 from hqde.balance import Adaptive
 from hqde.checkpoints import CheckpointStore
 from hqde.data import Split
+from hqde.drills import BadWorkers
 from hqde.errors import ConfigError, PreconditionError
 from hqde.rounds import Engine
 from hqde.testing import small_experiment
@@ -23,41 +32,13 @@ from hqde.topology import Topology
 pytestmark = pytest.mark.ray
 
 
-class NearestToTheOthers(Rule):
-    """The row with the least summed squared distance to all others: a rule that needs inner products."""
-
-    basis = "gram"
-    name = "nearest_to_the_others"
-
-    def decide(self, gram, shares):
-        squares = gram.diagonal()
-        distances = squares[:, None] + squares[None, :] - 2 * gram
-        weights = torch.zeros(len(gram), dtype=torch.float64)
-        weights[distances.sum(dim=0).argmin()] = 1.0
-        return Decision(weights)
-
-    def combine(self, rows, decision):
-        return rows[int(decision.weights.argmax())].clone()
-
-
-class CoordinateMiddle(Rule):
-    """The middle value of each coordinate: a rule that works column by column."""
-
-    basis = "columns"
-    name = "coordinate_middle"
-
-    def decide(self, gram, shares):
-        return Decision()
-
-    def combine(self, rows, decision):
-        return torch.stack(list(rows)).median(dim=0).values
-
-
-def wide_experiment(runs, **changes):
+def wide_experiment(runs, *, num_workers=3, **changes):
     """A model of 3.4 blocks, so that shards are really cut."""
     options = {"hidden": [4000, 12], "input_shape": [6], "num_outputs": 2, "norm": "batch"}
     base = runs.experiment()
-    return replace(base, model=replace(base.model, options=options), num_workers=5, epochs=2, **changes)
+    return replace(
+        base, model=replace(base.model, options=options), num_workers=num_workers, epochs=2, **changes
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +47,10 @@ def wide_experiment(runs, **changes):
 def test_every_plan_gives_the_bits_of_the_local_backend(plan, server, on_ray, runs):
     from hqde.backends.on_ray import RayBackend
 
-    experiment = wide_experiment(runs, topology=Topology(groups=1), server=make_server_optimizer(server))
+    workers = 5 if plan == "tree" else 3  # a tree of two levels
+    experiment = wide_experiment(
+        runs, num_workers=workers, topology=Topology(groups=1), server=make_server_optimizer(server)
+    )
     backend = RayBackend(RaySettings(plan=plan, fan_in=4, num_shards=3), threads=1)
     result, _ = runs.run(backend, experiment)
     expected, _ = runs.run(LocalBackend(), experiment)
@@ -76,19 +60,34 @@ def test_every_plan_gives_the_bits_of_the_local_backend(plan, server, on_ray, ru
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("rule", [NearestToTheOthers(), CoordinateMiddle()], ids=lambda rule: rule.name)
-def test_a_rule_that_compares_rows_is_decided_once_and_sharded_to_the_same_bits(rule, on_ray, runs):
-    import sys
-
-    import cloudpickle
-
+@pytest.mark.parametrize(
+    ("rule", "policy"),
+    [
+        (
+            make_rule("geometric_median", num_byzantine=1, mixing=["nnm"]),
+            AggregationPolicy(norm_bound=NormBound(), reliability=Reliability(), use="weigh"),
+        ),
+        (make_rule("trimmed_mean", num_byzantine=1), AggregationPolicy()),
+    ],
+    ids=["decided on inner products", "by columns"],
+)
+def test_robust_rules_under_attack_are_sharded_to_the_same_bits(rule, policy, on_ray, runs):
     from hqde.backends.on_ray import RayBackend
 
-    cloudpickle.register_pickle_by_value(sys.modules[type(rule).__module__])
-    experiment = wide_experiment(runs, topology=Topology(groups=1), rule=rule, server=Momentum(0.7, 0.9))
-    result, _ = runs.run(RayBackend(RaySettings(plan="sharded", num_shards=3), threads=1), experiment)
-    expected, _ = runs.run(LocalBackend(), experiment)
+    def attacked(inner):
+        return BadWorkers(inner, make_attack("alie"), frozenset({2}), num_classes=2)
+
+    experiment = wide_experiment(
+        runs, topology=Topology(groups=1), rule=rule, policy=policy, server=Momentum(0.7, 0.9)
+    )
+    sharded = RayBackend(RaySettings(plan="sharded", num_shards=3), threads=1)
+    result, recorder = runs.run(attacked(sharded), experiment)
+    expected, wanted = runs.run(attacked(LocalBackend()), experiment)
     runs.assert_same_weights(result, expected)
+    assert result.state.reliability.keys() == expected.state.reliability.keys()
+    for ours, theirs in zip(recorder.records, wanted.records, strict=True):
+        told = [[(w.status, w.weight, w.reliability, w.outliers) for w in r.workers] for r in (ours, theirs)]
+        assert told[0] == told[1]
     with pytest.raises(PreconditionError, match="two levels of 1/3 tolerate 1/9"):
         runs.run(RayBackend(RaySettings(plan="tree"), threads=1), experiment)
 

@@ -188,7 +188,7 @@ def refused(done, *words):
         (["--set", "run.device=cuda:99"], ["cuda:99"]),
         (["--set", "data.partition=dirchlet"], ["dirchlet", "did you mean 'dirichlet'"]),
         (["--set", "server.optimizer=adam"], ["unknown server optimizer 'adam'"]),
-        (["--set", "ensemble.combiner=median"], ["median"]),
+        (["--set", "ensemble.combiner=medain"], ["medain", "did you mean 'median'"]),
         (
             ["--model", "torch.nn:Linear", "--set", "model.options={in_features=8, out_features=3}"],
             ["the model returns", "10 classes"],

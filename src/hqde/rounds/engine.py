@@ -343,13 +343,11 @@ class Engine:
     def _initial(self, groups: Groups) -> RunState:
         of_final_group = [self.experiment.group_of(group[0]) for group in groups]
         committed = tuple(self.experiment.initial_weights(group) for group in of_final_group)
-        reliability = self.experiment.policy.reliability
-        return RunState(
-            0,
-            groups,
-            committed,
-            self._server_states(groups, committed),
-            reliability={} if reliability is None else reliability.init(self.experiment.num_workers),
+        state = RunState(0, groups, committed, self._server_states(groups, committed))
+        if self.experiment.policy.reliability is None:
+            return state
+        return replace(
+            state, reliability=self.experiment.policy.reliability.init(self.experiment.num_workers)
         )
 
     def _server_states(self, groups: Groups, committed: Sequence[Weights]) -> tuple[dict[str, Tensor], ...]:
