@@ -227,6 +227,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_created(settings, sente
         ({"num_cpus": -1.0}, "must not be negative"),
         ({"plan": "star"}, "must be one of auto, flat, tree, sharded"),
         ({"fan_in": 5}, "must be 4, 8 or 16"),
+        ({"link_gbit": 0.0}, "must be above 0"),
         ({"replication_factor": -1}, "must not be negative"),
     ],
 )

@@ -27,6 +27,7 @@ class RaySettings:
         plan: ``flat`` (the driver adds up), ``tree``, ``sharded``, or ``auto`` (the cheapest, by a model).
         fan_in: updates that one step of a tree adds up: 4, 8 or 16.
         num_shards: coordinate shards of an update; 0 takes one for each node, at least two.
+        link_gbit: speed of each machine's link in Gbit/s, which ``auto`` reckons with.
         min_workers: with 0 all workers must fit on the cluster; with more the run starts, and goes on, with
             as many of them as there is room for, but never fewer than this. Each takes ``num_cpus``, or 1.
         replication_factor: nodes that hold a copy of the workers' states and of the committed weights; 0
@@ -46,6 +47,7 @@ class RaySettings:
     plan: PlanName = "auto"
     fan_in: int = 8
     num_shards: int = 0
+    link_gbit: float = 10.0
     min_workers: int = 0
     replication_factor: int = 0
 
@@ -66,6 +68,8 @@ class RaySettings:
             raise ConfigError(f"ray.plan must be one of {', '.join(PLANS)}, got {self.plan!r}")
         if self.fan_in not in FAN_INS:
             raise ConfigError(f"ray.fan_in must be 4, 8 or 16, got {self.fan_in}")
+        if not 0 < self.link_gbit < math.inf:
+            raise ConfigError(f"ray.link_gbit must be above 0 and finite, got {self.link_gbit}")
         for name in ("num_shards", "min_workers", "replication_factor"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"ray.{name} must not be negative, got {getattr(self, name)}")

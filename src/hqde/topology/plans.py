@@ -53,11 +53,11 @@ class Links:
     nodes: int
     cores: int = 2
     bytes_per_s: float = 1.25e9
-    latency_s: float = 1.4e-3
-    call_s: float = 4e-4
-    object_s: float = 9e-5
-    combine_bytes_per_s: float = 3e9
-    store_bytes_per_s: float = 2.2e9
+    latency_s: float = 2.8e-3
+    call_s: float = 4.8e-4
+    object_s: float = 8e-5
+    combine_bytes_per_s: float = 2.9e9
+    store_bytes_per_s: float = 3.2e9
 
 
 @dataclass(frozen=True)

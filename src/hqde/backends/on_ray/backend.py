@@ -211,7 +211,7 @@ class RayBackend:
     def _plan(self, vector: Tensor, num_rows: int, nodes: int) -> Plan:
         settings, kind = self.settings, self.settings.plan
         if kind == "auto":
-            links = Links(nodes=nodes)
+            links = Links(nodes=nodes, bytes_per_s=settings.link_gbit * 1.25e8)
             kind = choose_plan(
                 num_rows=num_rows,
                 row_bytes=vector.nbytes,
