@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -62,7 +61,7 @@ def test_a_driver_killed_with_9_takes_all_along_and_resumes_to_the_bits_of_the_l
     assert artefact(tmp_path / "killed") == artefact(tmp_path / "whole")
 
 
-def test_members_predict_and_are_judged_on_ray_as_here(hqde, table, tmp_path):
+def test_members_predict_on_ray_as_here(hqde, table, tmp_path):
     assert hqde("train", "--data", table, *SMALL, "--epochs", 2, "--out", "run").code == 0
     for backend in ("local", "ray"):
         done = hqde("predict", "run", "--data", table, "--out", f"{backend}.csv", "--backend", backend)
@@ -70,11 +69,6 @@ def test_members_predict_and_are_judged_on_ray_as_here(hqde, table, tmp_path):
     here, there = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("local", "ray"))
     assert len(there) == 121
     assert there == here
-    judged = [
-        hqde("evaluate", "run", "--data", table, "--backend", name, "--format", "json")
-        for name in ("local", "ray")
-    ]
-    assert json.loads(judged[0].out) == json.loads(judged[1].out)
 
 
 @pytest.mark.parametrize(

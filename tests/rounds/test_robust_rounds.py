@@ -24,6 +24,7 @@ from hqde.errors import ConfigError, PreconditionError
 from hqde.models import model_spec
 from hqde.rounds import Engine
 from hqde.testing import Fault, FaultyBackend, small_experiment
+from hqde.topology import Topology
 
 
 class Recorder:
@@ -196,6 +197,17 @@ def test_flipped_labels_are_the_bad_workers_alone():
     nobody, _ = run(experiment(), attacked(LabelFlip(), bad=()))
     assert same(nobody, honest)
     assert not same(flipped, honest)
+
+
+def test_a_member_that_stands_out_on_held_out_rows_is_left_out_of_the_ensemble():
+    given = experiment(topology=Topology.independent(), drop_outliers=True)
+    poisoned, recorder = run(replace(given, epochs=8), attacked(LabelFlip()))
+    assert poisoned.ensemble.member_ids == (0, 1, 2, 3)
+    [event] = [event for event in recorder.events if event.kind == "dropped"]
+    assert event.reason.startswith("member 4 is left out: its held-out loss is")
+    honest, recorder = run(replace(given, epochs=8))
+    assert len(honest.ensemble) == 5
+    assert recorder.events == []
 
 
 def test_a_replayed_update_is_the_first_one():

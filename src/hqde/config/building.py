@@ -81,6 +81,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         early_stopping=run.early_stopping,
         evaluate_every=run.evaluate_every,
         combiner=make_combiner(config.ensemble.combiner),
+        drop_outliers=config.ensemble.drop_outliers,
         calibrate=config.ensemble.calibrate,
         seed=run.seed,
         device=resolve_device(run.device),

@@ -147,10 +147,12 @@ class EnsembleSettings:
 
     Args:
         combiner: ``mean``, ``efficiency``, ``log_pool``, ``median`` or ``trimmed_mean``.
+        drop_outliers: leave members out whose loss on validation rows stands out.
         calibrate: fit a temperature on the validation split.
     """
 
     combiner: str = "mean"
+    drop_outliers: bool = False
     calibrate: bool = True
 
 

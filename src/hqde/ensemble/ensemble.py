@@ -265,8 +265,15 @@ class Ensemble:
 
     def with_temperature(self, temperature: float) -> Ensemble:
         """A new ensemble of the same members with another temperature."""
+        return self._with(self.members, temperature)
+
+    def select(self, positions: Sequence[int]) -> Ensemble:
+        """A new ensemble of the members at these positions; they keep their ids, and it the temperature."""
+        return self._with([self.members[position] for position in positions], self.temperature)
+
+    def _with(self, members: Sequence[Member], temperature: float) -> Ensemble:
         return Ensemble(
-            self.members,
+            members,
             schema=self.schema,
             normalization=self.normalization,
             target_scale=self.target_scale,

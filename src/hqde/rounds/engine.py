@@ -21,7 +21,8 @@ from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validati
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.members import MemberPool
 from hqde.rounds.records import worker_records
-from hqde.rounds.state import Best, RunState, pack_state, unpack_state
+from hqde.rounds.state import RunState, pack_state, unpack_state
+from hqde.rounds.stopping import keep_best, reason_to_stop
 from hqde.rounds.supervision import RoundSupervisor
 from hqde.topology import Groups, RoundPlan
 from hqde.training import Order
@@ -112,8 +113,10 @@ class Engine:
             self._tell.on_start(plans, state.round_index + 1)
             stopped = None
             for plan in plans[state.round_index :]:
-                stopped = self._should_stop(plans, state)
-                if stopped is not None:
+                reason = reason_to_stop(plans, state, self.experiment.early_stopping)
+                if reason is not None and state.best is not None:
+                    self._tell.on_event(Event("early_stop", state.round_index, None, reason))
+                    stopped = state.best.epoch
                     break
                 state, record = self._round(plan, state)
                 # The history first: on resume a line too many is cut, but a missing one would stay missing.
@@ -143,8 +146,9 @@ class Engine:
 
         mark = time.perf_counter()
         validation = self._validate(plan, state, outcomes)
-        if validation is not None:
-            state = self._keep_best(plan, state, validation)
+        final = self.experiment.topology.groups_of(self.experiment.num_workers)
+        if validation is not None and self.experiment.early_stopping and plan.groups == final:
+            state = keep_best(state, plan, validation)
         phases["evaluate"] = time.perf_counter() - mark
 
         wall_s = self._checkpoint_s + time.perf_counter() - began
@@ -316,28 +320,6 @@ class Engine:
         ensemble = self._pool.ensemble(plan.groups, state.committed, efficiency)
         return self._pool.validate(ensemble, self._backend)
 
-    def _keep_best(self, plan: RoundPlan, state: RunState, validation: Validation) -> RunState:
-        if not self.experiment.early_stopping or not self._is_final_grouping(plan.groups):
-            return state
-        if state.best is None or validation.loss < state.best.loss:
-            return replace(state, best=Best(validation.loss, plan.epoch, state.committed))
-        return state
-
-    def _should_stop(self, plans: Sequence[RoundPlan], state: RunState) -> int | None:
-        """The epoch to keep, when the ensemble has stopped improving."""
-        patience = self.experiment.early_stopping
-        if not patience or state.best is None:
-            return None
-        last = plans[state.round_index - 1]
-        if not last.ends_epoch or last.epoch - state.best.epoch < patience:
-            return None
-        reason = (
-            f"the ensemble's validation loss has not improved on {state.best.loss:.4f} of epoch "
-            f"{state.best.epoch} for {patience} epochs"
-        )
-        self._tell.on_event(Event("early_stop", last.index, None, reason))
-        return state.best.epoch
-
     # -- start and end -----------------------------------------------------------------------------------
 
     def _initial(self, groups: Groups) -> RunState:
@@ -391,10 +373,12 @@ class Engine:
             committed = state.best.committed
         states = self._backend.worker_states()
         ensemble = self._pool.ensemble(groups, committed, {w: s.efficiency for w, s in states.items()})
+        if self.experiment.drop_outliers:
+            kept, dropped = self._pool.sound_members(groups, committed)
+            ensemble = ensemble.select(kept)
+            for reason in dropped:
+                self._tell.on_event(Event("dropped", state.round_index, None, reason))
         if self.experiment.calibrate and self.experiment.splits.schema.task == "classification":
             ensemble = ensemble.calibrate(self.experiment.splits.validation)
         ensemble.to("cpu")
         return Result(ensemble, state, stopped)
-
-    def _is_final_grouping(self, groups: Groups) -> bool:
-        return groups == self.experiment.topology.groups_of(self.experiment.num_workers)

@@ -15,7 +15,7 @@ class Event:
 
     Attributes:
         kind: ``rejected``, ``failed``, ``restarted``, ``excluded``, ``repaired``, ``skipped``,
-            ``branched``, ``early_stop``, ``resumed`` or ``interrupted``.
+            ``branched``, ``early_stop``, ``dropped`` (a member), ``resumed`` or ``interrupted``.
         round_index: the round it happened in.
         worker_id: whom it concerns, or ``None``.
         reason: one sentence.

@@ -98,6 +98,7 @@ class Experiment:
             keep the best; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation split.
         combiner: how member predictions become one.
+        drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation split at the end.
         seed: of every random stream.
         device: where workers train.
@@ -123,6 +124,7 @@ class Experiment:
     early_stopping: int = 0
     evaluate_every: int = 1
     combiner: Combiner = MeanCombiner()
+    drop_outliers: bool = False
     calibrate: bool = True
     seed: int = 0
     device: str = "cpu"
@@ -145,9 +147,15 @@ class Experiment:
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
-        judges = self.policy.held_out is not None
+        judges = self.policy.held_out is not None or self.drop_outliers
         if not len(self.splits.validation) and (self.early_stopping or calibrates or judges):
-            wanting = "early_stopping" if self.early_stopping else "calibrate" if calibrates else "held_out"
+            wanting = (
+                "early_stopping"
+                if self.early_stopping
+                else "calibrate"
+                if calibrates
+                else "judging by held-out loss"
+            )
             raise ConfigError(
                 f"{wanting} needs validation rows, and there are none; hold some out, or switch it off"
             )

@@ -10,7 +10,7 @@ from torch import nn
 
 from hqde.backends import Backend
 from hqde.data import SubsetExamples
-from hqde.ensemble import Ensemble, Member
+from hqde.ensemble import Ensemble, Member, drop_outliers
 from hqde.errors import NonFiniteError
 from hqde.metrics import accuracy, disagreement, effective_members, gaussian_nll, nll, rmse
 from hqde.rounds.events import Validation
@@ -92,6 +92,20 @@ class MemberPool:
             members=members,
             disagreement=float(disagreement(predictions)) if several else 0.0,
             effective_members=float(effective_members(predictions)) if several else 1.0,
+        )
+
+    def sound_members(
+        self, groups: Groups, committed: Sequence[Weights]
+    ) -> tuple[list[int], tuple[str, ...]]:
+        """Members whose loss on validation rows is no outlier, and a sentence for each that is one."""
+        losses = [self.held_out_loss(i, g, w) for i, (g, w) in enumerate(zip(groups, committed, strict=True))]
+        weights = drop_outliers(torch.full((len(losses),), 1.0 / len(losses)), torch.tensor(losses))
+        kept = weights.nonzero().flatten().tolist()
+        middle = sorted(losses)[(len(losses) - 1) // 2]
+        return kept, tuple(
+            f"member {i} is left out: its held-out loss is {loss:.4g}, the median {middle:.4g}"
+            for i, loss in enumerate(losses)
+            if i not in kept
         )
 
     def held_out_loss(self, index: int, group: Sequence[int], weights: Weights) -> float:

@@ -135,7 +135,7 @@ def final_metrics(
     return metrics | {
         "backend": backend,
         "workers": experiment.num_workers,
-        "groups": experiment.num_groups,
+        "groups": len(ensemble),
         "seed": experiment.seed,
         "data": experiment.splits.name,
         "model": experiment.model.name,

@@ -68,6 +68,7 @@ class HQDESystem:
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation rows.
         combiner: how member predictions become one, as an object or by name.
+        drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation rows at the end.
         task: ``"classification"`` or ``"regression"``.
         classes: names by class id.
@@ -116,6 +117,7 @@ class HQDESystem:
         early_stopping: int = 0,
         evaluate_every: int = 1,
         combiner: Combiner | str = MeanCombiner(),
+        drop_outliers: bool = False,
         calibrate: bool = True,
         task: Task = "classification",
         classes: Sequence[str] | None = None,
@@ -160,6 +162,7 @@ class HQDESystem:
             "early_stopping": early_stopping,
             "evaluate_every": evaluate_every,
             "combiner": make_combiner(combiner) if isinstance(combiner, str) else combiner,
+            "drop_outliers": drop_outliers,
             "calibrate": calibrate,
             "seed": seed,
             "device": resolve_device(device),

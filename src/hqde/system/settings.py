@@ -140,7 +140,11 @@ def describe(
         topology=experiment.topology,
         aggregation=_aggregation_settings(experiment.rule, experiment.policy),
         server=_server_settings(experiment.server, experiment.buffers),
-        ensemble=EnsembleSettings(combiner=experiment.combiner.name, calibrate=experiment.calibrate),
+        ensemble=EnsembleSettings(
+            combiner=experiment.combiner.name,
+            drop_outliers=experiment.drop_outliers,
+            calibrate=experiment.calibrate,
+        ),
         run=RunSettings(
             workers=experiment.num_workers,
             epochs=experiment.epochs,
