@@ -92,9 +92,8 @@ class MeanAroundMedian(ColumnRule):
         read = {*range(f), *range(count, n), low, high}
         free = run_network(network(n, range(f, count), tuple(sorted(read))), wires, spare)
         median = torch.add(wires[low], wires[high], out=free).mul_(0.5)
-        window = wires[
-            :count
-        ]  # the window from 0 on; from each k it moves on past, k + count takes k's place
+        # The window from 0 on; from each k that it moves on past, k + count takes k's place.
+        window = wires[:count]
         for k in range(f):
             smaller, larger = wires[k], wires[k + count]
             window[k % count] = torch.where(larger - median < median - smaller, larger, window[k % count])
