@@ -10,7 +10,8 @@ every other one, so that a drift of the machine's speed meets both alike. At the
 sides must agree, and so must the steps they took. Ray's seconds are those of the engine's phases "train" and
 "aggregate": orders, supervision, object store, admission, averaging and server step.
 
-Then prediction: images per second of an ensemble of four `cnn` through `RayBackend.predict_members`.
+Then prediction: images per second of an ensemble of four `cnn` through `RayBackend.predict_members`, as
+trained and made ready by `Ensemble.for_inference`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.multiprocessing import get_context
 
 from hqde.backends import LocalBackend, RaySettings
 from hqde.data import Split, Splits, TensorExamples, load_splits, make_splits
+from hqde.ensemble import Ensemble
 from hqde.errors import HqdeError
 from hqde.models import ModelSpec, model_spec
 from hqde.rounds import Engine, Experiment
@@ -254,8 +256,8 @@ def experiment_of(splits: Splits, workers: int, epochs: int, topology: Topology)
     )
 
 
-def predict(splits: Splits, repeats: int) -> dict[str, Any]:
-    """Images per second of four members through two workers, and whether the bits are the local ones."""
+def predict(splits: Splits, repeats: int) -> list[dict[str, Any]]:
+    """Images per second of four members through two workers, as they are and made ready for inference."""
     from hqde.backends.on_ray import RayBackend
 
     few = make_splits(
@@ -265,17 +267,34 @@ def predict(splits: Splits, repeats: int) -> dict[str, Any]:
         task="classification",
     )
     ensemble = Engine(experiment_of(few, 4, 1, Topology.independent()), LocalBackend()).run().ensemble
+    variants: dict[str, Ensemble] = {
+        "as trained": ensemble,
+        "fp32, folded": ensemble.for_inference("fp32"),
+        "bf16, folded": ensemble.for_inference("bf16"),
+    }
+    exact = ensemble.predict_members(splits.test)
     backend = RayBackend(RaySettings(), threads=1)
     backend.start(experiment_of(few, WORKERS, 1, Topology(groups=1)).worker_specs(), few.train)
-    seconds, made = [], None
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    made = {}
     for _ in range(repeats + 1):
-        began = time.perf_counter()
-        made = backend.predict_members(ensemble, splits.test)
-        seconds.append(time.perf_counter() - began)
+        for name, variant in variants.items():
+            began = time.perf_counter()
+            made[name] = backend.predict_members(variant, splits.test)
+            seconds[name].append(time.perf_counter() - began)
     backend.close()
-    assert made is not None
-    same = torch.equal(made, ensemble.predict_members(splits.test))
-    return {"images": len(splits.test), "first_s": seconds[0], "seconds": seconds[1:], "same_bits": same}
+    return [
+        {
+            "members": name,
+            "images": len(splits.test),
+            "first_s": seconds[name][0],
+            "seconds": seconds[name][1:],
+            "same_bits": torch.equal(made[name], variants[name].predict_members(splits.test)),
+            "largest_difference": float((made[name] - exact).abs().max()),
+            "same_class": float((made[name].argmax(-1) == exact.argmax(-1)).float().mean()),
+        }
+        for name in variants
+    ]
 
 
 def read_data(source: str | None, images: int, quick: bool) -> Splits:
@@ -296,7 +315,7 @@ def read_data(source: str | None, images: int, quick: bool) -> Splits:
 
 def report(result: dict[str, Any]) -> str:
     """Both tables as Markdown."""
-    rounds, prediction = result["rounds"], result["prediction"]
+    rounds = result["rounds"]
     lines = ["| pair | on Ray s | bare s | ratio |", "|---" * 4 + "|"]
     ratios = [a / b for a, b in zip(rounds["ray_s"], rounds["bare_s"], strict=True)]
     for pair, (a, b, ratio) in enumerate(zip(rounds["ray_s"], rounds["bare_s"], ratios, strict=True), 1):
@@ -313,16 +332,28 @@ def report(result: dict[str, Any]) -> str:
     if min(rounds["bare_s"]) < LEAST_ROUND_S:
         lines.append(f"Rounds were shorter than {LEAST_ROUND_S:g} s: give more --images to judge by them.")
     lines += [f"Event: {reason}" for reason in rounds["events"]]
+    return "\n".join([*lines, "", prediction_table(result["prediction"])])
+
+
+def prediction_table(found: list[dict[str, Any]]) -> str:
+    """The speeds as Markdown."""
     first = FIRST_HQDE_IMAGES_PER_S
-    speeds = [prediction["images"] / s for s in prediction["seconds"]]
-    lines.append("")
-    lines.append(
-        f"Prediction, 4 members, {prediction['images']:,} images: median {median(speeds):,.0f} images/s "
-        f"({min(speeds):,.0f} to {max(speeds):,.0f}; the first call, which ships images and members, "
-        f"{prediction['images'] / prediction['first_s']:,.0f}), {median(speeds) / first:.1f} "
-        f"times the first HQDE's {first:g}; the bits of `Ensemble.predict_members`: "
-        f"{'yes' if prediction['same_bits'] else 'NO'}."
-    )
+    lines = [
+        f"Prediction, 4 members of `cnn`, {found[0]['images']:,} images, in turns; the first HQDE's speed is "
+        f"{first:g} images/s",
+        "",
+        "| members | images/s, median | least to most | first call | / first HQDE | bits of one process "
+        "| largest difference | same class |",
+        "|---" * 8 + "|",
+    ]
+    for entry in found:
+        speeds = [entry["images"] / s for s in entry["seconds"]]
+        lines.append(
+            f"| {entry['members']} | {median(speeds):,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | "
+            f"{entry['images'] / entry['first_s']:,.0f} | {median(speeds) / first:.1f} | "
+            f"{'yes' if entry['same_bits'] else 'NO'} | {entry['largest_difference']:.2g} | "
+            f"{entry['same_class']:.4f} |"
+        )
     return "\n".join(lines)
 
 
@@ -333,6 +364,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="pairs that count")
     parser.add_argument("--images", type=int, default=24_000, help="training images in a round, both workers")
     parser.add_argument("--quick", action="store_true", help="two short pairs, to see that it works")
+    parser.add_argument("--only-prediction", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -340,6 +372,9 @@ def main() -> int:
         arguments.rounds, arguments.images = 2, 2_560
     try:
         splits = read_data(arguments.data, arguments.images, arguments.quick)
+        if arguments.only_prediction:
+            print(prediction_table(predict(splits, 7)))
+            return 0
         result = {
             "data": splits.name,
             "cpus": len(os.sched_getaffinity(0)),

@@ -13,6 +13,7 @@ from hqde.cli.artefacts import (
     AddressOption,
     BackendOption,
     GpusOption,
+    PrecisionOption,
     open_ensemble,
     predict_members,
     rows_for,
@@ -31,6 +32,7 @@ def evaluate(
     ood: Annotated[
         str | None, typer.Option("--ood", help="Rows of another kind, to see whether uncertainty finds them.")
     ] = None,
+    precision: PrecisionOption = None,
     backend: BackendOption = "local",
     address: AddressOption = None,
     num_gpus: GpusOption = 0.0,
@@ -40,7 +42,9 @@ def evaluate(
     ensemble = open_ensemble(path)
     rows = rows_for(path, ensemble, data, target)
     outside = None if ood is None else load_inputs(ood, schema=ensemble.schema, target=target)
-    predict = partial(predict_members, ensemble, backend=backend, address=address, num_gpus=num_gpus)
+    predict = partial(
+        predict_members, ensemble, precision=precision, backend=backend, address=address, num_gpus=num_gpus
+    )
     members = predict(rows)
     result = ensemble.evaluate_predictions(members, rows.targets)
     foreign = None

@@ -15,6 +15,7 @@ from hqde.cli.artefacts import (
     AddressOption,
     BackendOption,
     GpusOption,
+    PrecisionOption,
     open_ensemble,
     predict_members,
     target_for,
@@ -34,6 +35,7 @@ def predict(
     out_file: Annotated[Path, typer.Option("--out", help="FILE.parquet, FILE.csv or FILE.npz to write.")],
     target: Annotated[str | None, typer.Option(help="Target column of a table, to leave out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    precision: PrecisionOption = None,
     backend: BackendOption = "local",
     address: AddressOption = None,
     num_gpus: GpusOption = 0.0,
@@ -55,7 +57,9 @@ def predict(
     ensemble = open_ensemble(path)
     target = target_for(data, ensemble, target)
     inputs = load_inputs(data, schema=ensemble.schema, target=target)
-    members = predict_members(ensemble, inputs, backend=backend, address=address, num_gpus=num_gpus)
+    members = predict_members(
+        ensemble, inputs, precision=precision, backend=backend, address=address, num_gpus=num_gpus
+    )
     columns = prediction_columns(ensemble, members)
     draft = out_file.with_name(f".{out_file.name}.new{out_file.suffix}")
     _write(draft, columns)

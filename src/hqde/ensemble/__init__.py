@@ -15,6 +15,7 @@ from hqde.ensemble.combiners import (
 from hqde.ensemble.description import describe_evaluation, encode_images
 from hqde.ensemble.ensemble import BATCH_SIZE, Ensemble
 from hqde.ensemble.evaluation import Evaluation
+from hqde.ensemble.inference import InferencePrecision, ready_for_inference
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
 
@@ -26,6 +27,7 @@ __all__ = [
     "Ensemble",
     "EnsembleModule",
     "Evaluation",
+    "InferencePrecision",
     "LogPoolCombiner",
     "MeanCombiner",
     "MedianCombiner",
@@ -37,4 +39,5 @@ __all__ = [
     "encode_images",
     "fit_temperature",
     "make_combiner",
+    "ready_for_inference",
 ]

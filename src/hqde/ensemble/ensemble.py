@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hqde.ensemble.artefact import read_artefact, write_artefact
 from hqde.ensemble.calibration import apply_temperature, check_temperature, fit_temperature
 from hqde.ensemble.combiners import Combiner, MeanCombiner
 from hqde.ensemble.evaluation import Evaluation, evaluate_classification, evaluate_regression
+from hqde.ensemble.inference import InferencePrecision, ready_for_inference
 from hqde.ensemble.inputs import input_batches, labelled_batches
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
@@ -270,6 +272,14 @@ class Ensemble:
     def select(self, positions: Sequence[int]) -> Ensemble:
         """A new ensemble of the members at these positions; they keep their ids, and it the temperature."""
         return self._with([self.members[position] for position in positions], self.temperature)
+
+    def for_inference(self, precision: InferencePrecision = "fp32") -> Ensemble:
+        """A new ensemble that predicts the same but for rounding, and faster; it cannot be saved.
+
+        Batch normalisations are folded into convolutions; with ``"bf16"`` members compute in bfloat16.
+        """
+        ready = [replace(m, model=ready_for_inference(m.model, precision)) for m in self.members]
+        return self._with(ready, self.temperature)
 
     def _with(self, members: Sequence[Member], temperature: float) -> Ensemble:
         return Ensemble(

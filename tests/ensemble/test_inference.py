@@ -1,0 +1,105 @@
+"""Members made ready to predict quickly: the same but for rounding, and nothing of the old touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hqde.data import Normalization, Schema
+from hqde.ensemble import Ensemble, Member, ready_for_inference
+from hqde.ensemble.inference import HalvingMaxPool
+from hqde.errors import ConfigError, PreconditionError
+from hqde.models import model_spec
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def built(name, shape=(3, 32, 32)):
+    """A model whose normalisations have seen something."""
+    torch.manual_seed(0)
+    spec = model_spec(name, input_shape=shape, num_outputs=10)
+    model = spec.build()
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            module.weight.data.uniform_(0.5, 2.0)
+            module.bias.data.normal_()
+    return spec, model.eval()
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+def test_normalisations_go_into_the_convolutions(name):
+    _, model = built(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ready = ready_for_inference(model, "fp32")
+    assert not any(isinstance(module, NORMS) for module in ready.modules())
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        exact, fast = model(images), ready(images)
+    torch.testing.assert_close(fast, exact, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert any(isinstance(module, NORMS) for module in model.modules())
+
+
+def test_a_model_that_cannot_be_traced_predicts_all_the_same():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) if float(x.sum()) > 0 else x
+
+    model = Branching().eval()
+    images = torch.rand(2, 1, 5, 5)
+    assert torch.equal(ready_for_inference(model, "fp32")(images), model(images))
+
+
+def test_a_convolution_that_is_used_twice_is_left_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 1, 3, padding=1), nn.BatchNorm2d(1)
+
+        def forward(self, x):
+            return self.norm(self.conv(self.conv(x)))
+
+    model = Twice().eval()
+    model.norm.running_mean.fill_(3.0)
+    images = torch.rand(2, 1, 5, 5)
+    torch.testing.assert_close(ready_for_inference(model, "fp32")(images), model(images))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 3, 5, 7), (2, 8, 16, 16), (3, 4, 6)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_halving_pool_has_the_bits_of_pytorchs(shape, layout):
+    images = torch.randn(shape)
+    if len(shape) == 4:
+        images = images.contiguous(memory_format=layout)
+    assert torch.equal(HalvingMaxPool()(images), nn.MaxPool2d(2)(images))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
+def test_an_ensemble_predicts_the_same_but_for_rounding_and_cannot_be_saved(precision, tolerance, tmp_path):
+    schema = Schema("classification", "image", tuple(map(str, range(10))), (3, 32, 32))
+    ensemble = Ensemble(
+        [Member(i, *built("cnn")) for i in range(2)],
+        schema=schema,
+        normalization=Normalization(torch.full((3,), 120.0), torch.full((3,), 60.0)),
+    )
+    ensemble = ensemble.with_temperature(1.5)
+    fast = ensemble.for_inference(precision)
+    images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
+    exact, made = ensemble.predict_proba(images), fast.predict_proba(images)
+    assert made.dtype == torch.float32
+    assert fast.temperature == 1.5
+    torch.testing.assert_close(made, exact, rtol=0, atol=tolerance)
+    with pytest.raises(PreconditionError, match="member 0"):
+        fast.save(tmp_path / "artefact")
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(ConfigError, match="unknown precision 'fp16'"):
+        ready_for_inference(nn.Linear(1, 1), "fp16")
