@@ -46,6 +46,7 @@ def test_an_interrupted_drill_goes_on_where_it_was(hqde, table, tmp_path):
     for one, other in zip(again, map(json.loads, lines), strict=True):
         assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
     assert "dirichlet 1" in done.out
+    assert "×: its multi_krum score is not among the 4 lowest" in done.err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from hqde.aggregation import (
     make_rule,
 )
 from hqde.backends import LocalBackend
+from hqde.data import Iid
 from hqde.drills import BadWorkers, LabelFlip, ReplayFirst, bad_workers
 from hqde.errors import ConfigError, PreconditionError
 from hqde.models import model_spec
@@ -120,6 +121,21 @@ def test_too_few_updates_for_the_rule_are_what_the_policy_says(policy):
         expected = before.clone()
         expected[:cut] += 0.5 * 0.5 * states[0].server[0]["momentum"]
         torch.testing.assert_close(after, expected)
+
+
+def test_shares_too_unequal_for_a_rule_that_counts_them_are_a_breach_too():
+    class MostToTheFirst(Iid):
+        def assign(self, targets, num_workers, **options):
+            shards = super().assign(targets, num_workers, **options)
+            return [torch.cat(shards[: num_workers - 2] + shards[:1]), *shards[-(num_workers - 1) :]]
+
+    rule = make_rule("geometric_median", num_byzantine=1)
+    given = experiment(rule=rule, partitioner=MostToTheFirst())
+    with pytest.raises(PreconditionError, match="bears bad shares of less than 1/2, but the 1 largest of 5"):
+        run(given)
+    skipped, recorder = run(replace(given, policy=AggregationPolicy(on_breach="skip_round"), epochs=2))
+    assert skipped.state.totals.skipped == 2
+    assert "equal shards of data" in recorder.events[0].reason
 
 
 def test_a_fraction_follows_who_is_there():

@@ -199,7 +199,13 @@ def _line(cell: Cell, trial: Trial) -> str:
         precision = "–" if trial.precision is None else f"{trial.precision:.2f}"
         found += f" · precision {precision} recall {trial.recall:.2f}"
     what = f"{cell.skew} f={cell.num_byzantine} · {cell.rule} under {cell.attack}"
-    return f"{what}: {found} · {trial.wall_s:.1f} s"
+    return "".join([f"{what}: {found} · {trial.wall_s:.1f} s", *_flagged(trial)])
+
+
+def _flagged(trial: Trial) -> list[str]:
+    """A line for each worker that was flagged, those that were most often first."""
+    often = sorted(trial.flagged.items(), key=lambda item: (-item[1], item[0]))
+    return [f"\n    worker {worker}, {count} ×: {trial.reasons[worker]}" for worker, count in often]
 
 
 def _table(skew: str, faults: int, results: dict[Cell, Trial]) -> Table:

@@ -8,7 +8,7 @@ from typing import Any
 from hqde.aggregation import FractionalRule, Rule, make_rule
 from hqde.backends import Backend
 from hqde.drills.adversary import AnyAttack, BadWorkers, bad_workers
-from hqde.errors import NonFiniteError, QuorumError
+from hqde.errors import NonFiniteError, PreconditionError, QuorumError
 from hqde.rounds import Engine, Event, Experiment, Listener, RoundRecord
 
 # A worker that gets less than this part of an equal share counts as found out.
@@ -96,7 +96,8 @@ def run_trial(
         listener: is told of the rounds.
 
     Raises:
-        PreconditionError: the rule cannot bear so many, or nobody honest would be left.
+        PreconditionError: the rule cannot bear so many, or nobody honest would be left. (What a rule refuses
+            in the middle of a run, such as shares too unequal for it, is told in ``Trial.broke``.)
     """
     experiment = replace(experiment, rule=rule)
     groups = experiment.topology.groups_of(experiment.num_workers)
@@ -112,7 +113,7 @@ def run_trial(
     try:
         found = engine.run().ensemble.evaluate(experiment.splits.test)
         accuracy, nll = found.accuracy, found.nll
-    except (NonFiniteError, QuorumError) as error:
+    except (NonFiniteError, PreconditionError, QuorumError) as error:
         broke = str(error)
     return watch.trial(bad, accuracy, nll, broke)
 

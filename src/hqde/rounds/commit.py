@@ -100,7 +100,8 @@ def commit_group(
     ``policy.on_breach`` says.
 
     Raises:
-        PreconditionError: too few rows for the rule, and the policy says ``"raise"``.
+        PreconditionError: too few rows for the rule, or shares so unequal that f of them may hold half of the
+            weight, and the policy says ``"raise"``.
     """
     admitted, refused = admit(
         updates, round_index=round_index, size=layout.size, num_integers=layout.num_integers
@@ -127,13 +128,13 @@ def commit_group(
     )
     try:
         deployed.check_bound(len(admitted))
+        combined = backend.combine(task)
     except PreconditionError as error:
         if policy.on_breach == "raise":
             raise
         if policy.on_breach == "keep_previous":
             unchanged = _carried_on(unchanged, task, base)
         return replace(unchanged, skipped=str(error))
-    combined = backend.combine(task)
     ids, decision = [update.worker_id for update in admitted], combined.decision
     integers = torch.stack([update.integers for update in admitted]).amax(dim=0)
     return Commit(
