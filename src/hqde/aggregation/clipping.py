@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hqde.aggregation.geometry import squared_distances
-from hqde.aggregation.mixing import Mixed, Mixing, check_majority_of_rows
-from hqde.aggregation.rule import check_count
+from hqde.aggregation.mixing import FaultMixing, Mixed, Mixing, check_majority_of_rows
 from hqde.aggregation.weighing import needed
 from hqde.errors import ConfigError
 
@@ -45,7 +44,7 @@ class Clipping(Mixing):
 
 
 @dataclass(frozen=True)
-class AdaptiveRobustClipping(Mixing):
+class AdaptiveRobustClipping(FaultMixing):
     """ARC: the ⌊2 f / n · (n - f)⌋ longest rows are shortened to the norm of the next.
 
     Example:
@@ -61,9 +60,6 @@ class AdaptiveRobustClipping(Mixing):
     moves_along: ClassVar[bool] = False
     num_byzantine: int
 
-    def __post_init__(self) -> None:
-        check_count(self.name, self.num_byzantine)
-
     def mix(self, gram: Tensor | None, shares: Tensor) -> Mixed:
         """Diagonal, the origin takes what is cut off."""
         n, f = len(shares), self.num_byzantine
@@ -72,14 +68,6 @@ class AdaptiveRobustClipping(Mixing):
         num_clipped = 2 * f * (n - f) // n
         longest = norms.sort(descending=True).values
         return Mixed(_shortened(norms, float(longest[num_clipped])), shares.double())
-
-    def least_rows(self, num_mixtures: int) -> int:
-        """2f + 1, and a row for each mixture."""
-        return max(2 * self.num_byzantine + 1, num_mixtures)
-
-    def after_rejecting(self, count: int) -> Self:
-        """With f lowered by what was refused."""
-        return replace(self, num_byzantine=max(0, self.num_byzantine - count))
 
 
 def _norms(gram: Tensor) -> Tensor:

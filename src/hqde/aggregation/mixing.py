@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import torch
 from torch import Tensor
@@ -204,8 +204,26 @@ class Composed(Rule):
         return Composed(self.mixing.for_round(round_index), self.rule.for_round(round_index))
 
 
+class FaultMixing(Mixing):
+    """A mixing that is told how many rows may be wrong, f = ``num_byzantine``, and needs 2f < n."""
+
+    num_byzantine: int
+
+    def __post_init__(self) -> None:
+        check_count(self.name, self.num_byzantine)
+
+    def least_rows(self, num_mixtures: int) -> int:
+        """2f + 1, and a row for each mixture."""
+        return max(2 * self.num_byzantine + 1, num_mixtures)
+
+    def after_rejecting(self, count: int) -> Self:
+        """With f lowered by what was refused, not below 0."""
+        options: dict[str, Any] = {"num_byzantine": max(0, self.num_byzantine - count)}
+        return replace(self, **options)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class NearestNeighbourMixing(Mixing):
+class NearestNeighbourMixing(FaultMixing):
     """NNM: every row becomes the mean of the n - f rows nearest to it, itself among them.
 
     Every mixture keeps the share of the row that it stands for.
@@ -222,9 +240,6 @@ class NearestNeighbourMixing(Mixing):
     name: ClassVar[str] = "nnm"
     num_byzantine: int
 
-    def __post_init__(self) -> None:
-        check_count(self.name, self.num_byzantine)
-
     def mix(self, gram: Tensor | None, shares: Tensor) -> Mixed:
         """``(n, n + 1)``, each row 1 / (n - f) at n - f places."""
         n, f = len(shares), self.num_byzantine
@@ -234,14 +249,6 @@ class NearestNeighbourMixing(Mixing):
         matrix = torch.zeros(n, n + 1, dtype=torch.float64)
         matrix.scatter_(1, nearest, 1.0 / (n - f))
         return Mixed(matrix, shares.double())
-
-    def least_rows(self, num_mixtures: int) -> int:
-        """2f + 1, and a row for each mixture."""
-        return max(2 * self.num_byzantine + 1, num_mixtures)
-
-    def after_rejecting(self, count: int) -> Self:
-        """With f lowered by what was refused."""
-        return replace(self, num_byzantine=max(0, self.num_byzantine - count))
 
 
 @dataclass(frozen=True)

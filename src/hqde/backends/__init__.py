@@ -3,6 +3,7 @@
 from hqde.backends.base import Backend, Failure, Outcome, StepReport, Supervisor
 from hqde.backends.local import LocalBackend
 from hqde.backends.ray_settings import RaySettings
+from hqde.backends.wrapping import WrappedBackend
 from hqde.balance import Balancer, RoundRobin
 from hqde.errors import ConfigError, did_you_mean
 
@@ -50,5 +51,6 @@ __all__ = [
     "RaySettings",
     "StepReport",
     "Supervisor",
+    "WrappedBackend",
     "make_backend",
 ]

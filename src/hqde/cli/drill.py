@@ -195,9 +195,8 @@ def _run(settings: Config, splits: Splits, cell: Cell) -> Trial:
 
 def _line(cell: Cell, trial: Trial) -> str:
     found = "broke: " + trial.broke if trial.accuracy is None else f"accuracy {trial.accuracy:.4f}"
-    if trial.recall is not None:
-        precision = "–" if trial.precision is None else f"{trial.precision:.2f}"
-        found += f" · precision {precision} recall {trial.recall:.2f}"
+    if trial.detection:
+        found += f" · precision / recall {trial.detection}"
     what = f"{cell.skew} f={cell.num_byzantine} · {cell.rule} under {cell.attack}"
     return "".join([f"{what}: {found} · {trial.wall_s:.1f} s", *_flagged(trial)])
 
@@ -223,7 +222,4 @@ def _table(skew: str, faults: int, results: dict[Cell, Trial]) -> Table:
 def _entry(trial: Trial) -> str:
     if trial.accuracy is None:
         return "broke"
-    if trial.recall is None:
-        return f"{trial.accuracy:.4f}"
-    precision = "–" if trial.precision is None else f"{trial.precision:.2f}"
-    return f"{trial.accuracy:.4f} ({precision}/{trial.recall:.2f})"
+    return f"{trial.accuracy:.4f}" + (f" ({trial.detection})" if trial.detection else "")

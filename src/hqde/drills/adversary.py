@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Attack, Combination, Combined, Delta, Rule, Update, count_nonfinite, flip_labels
-from hqde.backends import Backend, Outcome, StepReport, Supervisor
+from hqde.aggregation import Attack, Update, count_nonfinite, flip_labels
+from hqde.backends import Backend, Outcome, StepReport, Supervisor, WrappedBackend
 from hqde.data import Batch, Examples
-from hqde.ensemble import Ensemble
 from hqde.errors import PreconditionError
 from hqde.seeding import generator
 from hqde.topology import Groups
-from hqde.training import Order, WorkerSpec, WorkerState
-from hqde.weights import Layout, Weights
+from hqde.training import Order, WorkerSpec
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,10 @@ class LabelFlip:
 
     mapping: tuple[tuple[int, int], ...] | None = None
 
-    @property
-    def name(self) -> str:
-        """``label_flip``."""
-        return "label_flip"
-
 
 @dataclass(frozen=True)
 class ReplayFirst:
     """Bad workers hand in their first update, which was honest, in every round."""
-
-    @property
-    def name(self) -> str:
-        """``replay``."""
-        return "replay"
 
 
 AnyAttack = Attack | LabelFlip | ReplayFirst
@@ -66,8 +54,7 @@ def bad_workers(groups: Groups, num_byzantine: int) -> frozenset[int]:
     return frozenset(worker for group in groups for worker in group[len(group) - num_byzantine :])
 
 
-@dataclass
-class BadWorkers:
+class BadWorkers(WrappedBackend):
     """Any backend, with bad workers. An attack sees the deltas of the honest ones of its group.
 
     Bad workers train as well, so that everything but their update is as usual: times, losses, random streams.
@@ -80,32 +67,24 @@ class BadWorkers:
         seed: of attacks that draw.
     """
 
-    inner: Backend
-    attack: AnyAttack
-    bad: frozenset[int]
-    num_classes: int
-    seed: int = 0
-    _num_rows: int = field(default=0, init=False)
-    _first: dict[int, Tensor] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self.name = self.inner.name
+    def __init__(
+        self, inner: Backend, attack: AnyAttack, bad: frozenset[int], *, num_classes: int, seed: int = 0
+    ) -> None:
+        super().__init__(inner)
+        self.attack = attack
+        self.bad = bad
+        self._num_classes = num_classes
+        self._seed = seed
+        self._num_rows = 0
+        self._first: dict[int, Tensor] = {}
 
     def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
         """Pass on; with flipped labels, every row is there twice."""
         self._num_rows = len(examples)
         if isinstance(self.attack, LabelFlip):
             mapping = None if self.attack.mapping is None else dict(self.attack.mapping)
-            examples = WithFlippedTwin(examples, self.num_classes, mapping)
+            examples = WithFlippedTwin(examples, self._num_classes, mapping)
         self.inner.start(specs, examples)
-
-    def check(self, index: Tensor, rule: Rule) -> None:
-        """Pass on."""
-        self.inner.check(index, rule)
-
-    def layout(self, worker_id: int) -> Layout:
-        """Pass on."""
-        return self.inner.layout(worker_id)
 
     def train(
         self,
@@ -132,34 +111,6 @@ class BadWorkers:
         for place, group in enumerate(groups.values()):
             yield from self._attacked([o for o in outcomes if o.worker_id in group], place, self.attack)
 
-    def present(self) -> frozenset[int]:
-        """Pass on."""
-        return self.inner.present()
-
-    def fetch(self, delta: Delta) -> Tensor:
-        """Pass on what is elsewhere."""
-        return delta if isinstance(delta, Tensor) else self.inner.fetch(delta)
-
-    def combine(self, task: Combination) -> Combined:
-        """Pass on."""
-        return self.inner.combine(task)
-
-    def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
-        """Pass on."""
-        return self.inner.predict_members(ensemble, examples)
-
-    def worker_states(self) -> Mapping[int, WorkerState]:
-        """Pass on."""
-        return self.inner.worker_states()
-
-    def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:
-        """Pass on."""
-        self.inner.load_worker_states(states, committed)
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
     def _replayed(self, outcome: Outcome) -> Outcome:
         if not isinstance(outcome, Update) or outcome.worker_id not in self.bad:
             return outcome
@@ -173,7 +124,7 @@ class BadWorkers:
         bad = sorted(worker for worker in updates if worker in self.bad)
         if not honest or not bad:
             return list(outcomes)
-        draws = generator(self.seed, "attack", updates[bad[0]].round_index, place)
+        draws = generator(self._seed, "attack", updates[bad[0]].round_index, place)
         rows = attack(torch.stack(honest), len(bad), generator=draws)
         spoilt = {worker: replace(updates[worker], delta=row) for worker, row in zip(bad, rows, strict=True)}
         return [spoilt.get(outcome.worker_id, outcome) for outcome in outcomes]

@@ -55,6 +55,14 @@ class Trial:
     broke: str
     wall_s: float
 
+    @property
+    def detection(self) -> str:
+        """Precision and recall for people; empty without bad workers."""
+        if self.recall is None:
+            return ""
+        precision = "–" if self.precision is None else f"{self.precision:.2f}"
+        return f"{precision} / {self.recall:.2f}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)

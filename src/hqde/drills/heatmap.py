@@ -68,8 +68,5 @@ def _cell(trial: Trial | None, low: float, high: float) -> str:
     part = (trial.accuracy - low) / (high - low) if high > low else 1.0
     shade = f"background: hsl({round(120 * part)} 55% {round(62 + 16 * part)}%)"
     said = "; ".join(f"worker {worker}: {reason}" for worker, reason in trial.reasons.items())
-    found = ""
-    if trial.recall is not None:
-        precision = "–" if trial.precision is None else f"{trial.precision:.2f}"
-        found = f"<small>{precision} / {trial.recall:.2f}</small>"
+    found = f"<small>{trial.detection}</small>" if trial.detection else ""
     return f'<td style="{shade}" title="{escape(said)}">{trial.accuracy:.3f}{found}</td>'

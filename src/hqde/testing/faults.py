@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Combination, Combined, Delta, Rule, Update
-from hqde.backends import Backend, Failure, Outcome, StepReport, Supervisor
-from hqde.data import Examples
-from hqde.ensemble import Ensemble
-from hqde.training import Order, WorkerSpec, WorkerState
-from hqde.weights import Layout, Weights
+from hqde.aggregation import Update
+from hqde.backends import Backend, Failure, Outcome, StepReport, Supervisor, WrappedBackend
+from hqde.training import Order
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,7 @@ class Fault:
     kind: Literal["nan_loss", "nan_delta", "failure", "stale", "duplicate", "interrupt"]
 
 
-@dataclass
-class FaultyBackend:
+class FaultyBackend(WrappedBackend):
     """Any backend, with faults. ``injected`` counts those that really happened, by kind.
 
     Example:
@@ -45,26 +41,10 @@ class FaultyBackend:
         Counter()
     """
 
-    inner: Backend
-    faults: tuple[Fault, ...]
-    injected: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def name(self) -> str:
-        """The inner backend's."""
-        return self.inner.name
-
-    def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
-        """Pass on."""
-        self.inner.start(specs, examples)
-
-    def check(self, index: Tensor, rule: Rule) -> None:
-        """Pass on."""
-        self.inner.check(index, rule)
-
-    def layout(self, worker_id: int) -> Layout:
-        """Pass on."""
-        return self.inner.layout(worker_id)
+    def __init__(self, inner: Backend, faults: tuple[Fault, ...]) -> None:
+        super().__init__(inner)
+        self.faults = faults
+        self.injected: Counter[str] = Counter()
 
     def train(
         self,
@@ -82,34 +62,6 @@ class FaultyBackend:
                 continue
             self.injected[fault.kind] += 1
             yield from _spoil(replace(outcome, delta=self.inner.fetch(outcome.delta).clone()), fault)
-
-    def present(self) -> frozenset[int]:
-        """Pass on."""
-        return self.inner.present()
-
-    def fetch(self, delta: Delta) -> Tensor:
-        """Pass on."""
-        return self.inner.fetch(delta)
-
-    def combine(self, task: Combination) -> Combined:
-        """Pass on."""
-        return self.inner.combine(task)
-
-    def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
-        """Pass on."""
-        return self.inner.predict_members(ensemble, examples)
-
-    def worker_states(self) -> Mapping[int, WorkerState]:
-        """Pass on."""
-        return self.inner.worker_states()
-
-    def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:
-        """Pass on."""
-        self.inner.load_worker_states(states, committed)
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
 
 
 def _spoil(update: Update, fault: Fault) -> Iterator[Outcome]:
