@@ -16,7 +16,7 @@ _STATE_KEYS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, over the parameters that require gradients.
+    """AdamW, or SGD with momentum, over the parameters that require gradients.
 
     Weight decay is left off tensors of fewer than two dimensions (biases, normalisation scales), the usual
     practice (He et al. 2019, "Bag of tricks").
@@ -37,7 +37,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, foreach=True)
     return torch.optim.SGD(
-        groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, foreach=True
+        groups,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+        foreach=True,
     )
 
 

@@ -18,10 +18,11 @@ class Recipe:
 
     Args:
         batch_size: examples per step.
-        optimizer: ``"adamw"`` (Loshchilov & Hutter 2019) or ``"sgd"`` with Nesterov momentum.
+        optimizer: ``"adamw"`` (Loshchilov & Hutter 2019) or ``"sgd"``.
         learning_rate: peak of the schedule.
         weight_decay: decoupled for AdamW, L2 for SGD; not applied to biases and normalisation parameters.
         momentum: of SGD.
+        nesterov: SGD's momentum looks ahead (Nesterov 1983); ``False`` for heavy-ball momentum.
         schedule: ``"cosine"`` to zero over the real length of the run, or ``"constant"``; both after warm-up.
         warmup: fraction of the run over which the rate grows linearly from zero.
         restart_level: fraction of the peak at which the rate restarts when groups branch.
@@ -45,6 +46,7 @@ class Recipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     momentum: float = 0.9
+    nesterov: bool = True
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = 0.05
     restart_level: float = 0.67
