@@ -23,7 +23,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hqde.aggregation import AggregationPolicy, FedAvg, GaussianNoise, Mean, Momentum, NormBound, make_rule
+from hqde.aggregation import (
+    AggregationPolicy,
+    FedAvg,
+    GaussianNoise,
+    Mean,
+    Momentum,
+    NormBound,
+    Rule,
+    ServerOptimizer,
+    make_rule,
+)
 from hqde.backends import LocalBackend, Outcome
 from hqde.data import Augmentation, Iid, Splits, load_splits
 from hqde.drills import LabelFlip, run_trial
@@ -49,6 +59,19 @@ WORKERS, ROUNDS, TRAIN_IMAGES = 10, 40, 48_000
 FLIP = LabelFlip(tuple((label, 2) for label in (0, 1, 3, 4, 5, 6, 7, 8)))
 NO_SPREAD = Diversity(learning_rate_spread=0.0, dropout_spread=0.0)
 
+
+@dataclass(frozen=True)
+class Setting:
+    """What a column aggregates with: a rule for f bad workers, a server optimizer, and screening."""
+
+    rule: Callable[[int], Rule]
+    server: ServerOptimizer = FedAvg()
+    policy: AggregationPolicy = AggregationPolicy()
+
+
+SLOW = Momentum(learning_rate=0.2, momentum=0.8)  # a mean over the last rounds' deltas
+BOUND = AggregationPolicy(norm_bound=NormBound())
+
 # Case: published FedAvg, FedMedian, TrimmedAvg and MultiKrum, each mean and standard deviation of 15 seeds.
 PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
     "gaussian-2-iid": ((0.663, 0.025), (0.867, 0.004), (0.865, 0.003), (0.869, 0.002)),
@@ -61,7 +84,17 @@ PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
     "label_flip-3-0.1": ((0.691, 0.076), (0.550, 0.096), (0.558, 0.087), (0.437, 0.168)),
 }
 COLUMN = {"fedavg": 0, "multi_krum": 3}
-SETTINGS = ("fedavg", "multi_krum", "nnm_gm", "bound_mean", "bound_momentum", "bound_nnm_momentum")
+SETTINGS: dict[str, Setting] = {
+    "fedavg": Setting(lambda _: Mean()),
+    "multi_krum": Setting(lambda f: make_rule("multi_krum", num_byzantine=f)),
+    "fedavg_m": Setting(lambda _: Mean(), SLOW),
+    "bound_m": Setting(lambda _: Mean(), SLOW, BOUND),
+    "nnm_gm": Setting(lambda f: make_rule("geometric_median", num_byzantine=f, mixing=["nnm"])),
+    "nnm_gm_m": Setting(lambda f: make_rule("geometric_median", num_byzantine=f, mixing=["nnm"]), SLOW),
+    "gm_m": Setting(lambda f: make_rule("geometric_median", num_byzantine=f), SLOW),
+    "caf_m": Setting(lambda f: make_rule("caf", num_byzantine=f), SLOW),
+    "caf_fast": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8)),
+}
 
 _SPLITS: Splits | None = None
 _PRECISION: Precision = "bf16-mixed"
@@ -128,7 +161,6 @@ class ForgetfulBackend(LocalBackend):
 def experiment_for(setting: str, case: str, seed: int, splits: Splits) -> Experiment:
     """A cell of the table, but for its rule."""
     alpha = case.rsplit("-", 1)[1]
-    momentum = setting.endswith("momentum")
     return Experiment(
         splits=splits,
         model=model_spec("robust_fmnist:PaperCNN", input_shape=(1, 28, 28), num_outputs=10),
@@ -151,21 +183,12 @@ def experiment_for(setting: str, case: str, seed: int, splits: Splits) -> Experi
         dropout_rate=None,
         partitioner=Iid() if alpha == "iid" else ByClass(float(alpha)),
         augmentation=Augmentation(crop_padding=4, flip=True),
-        server=Momentum(learning_rate=0.5, momentum=0.8) if momentum else FedAvg(),
-        policy=AggregationPolicy(norm_bound=NormBound()) if "bound" in setting else AggregationPolicy(),
+        server=SETTINGS[setting].server,
+        policy=SETTINGS[setting].policy,
         evaluate_every=ROUNDS,
         calibrate=False,
         seed=seed,
     )
-
-
-def rule_for(setting: str, faults: int) -> Any:
-    """What a setting aggregates with."""
-    if setting == "multi_krum":
-        return make_rule("multi_krum", num_byzantine=faults)
-    if "nnm" in setting:
-        return make_rule("geometric_median", num_byzantine=faults, mixing=["nnm"])
-    return Mean()
 
 
 def run(setting: str, case: str, seed: int) -> dict[str, Any]:
@@ -176,7 +199,7 @@ def run(setting: str, case: str, seed: int) -> dict[str, Any]:
     trial = run_trial(
         experiment_for(setting, case, seed, _SPLITS),
         ForgetfulBackend(),
-        rule=rule_for(setting, int(faults)),
+        rule=SETTINGS[setting].rule(int(faults)),
         attack=GaussianNoise(0.5) if name == "gaussian" else FLIP,
         num_byzantine=int(faults),
     )
@@ -220,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True, help="fashion-mnist:DIR")
     parser.add_argument("--cases", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--precision", choices=("fp32", "bf16-mixed"), default=_PRECISION)
@@ -240,7 +263,9 @@ def main() -> None:
     ]
     context = multiprocessing.get_context("spawn")
     began = time.perf_counter()
-    with ProcessPoolExecutor(given.jobs, context, initializer=load, initargs=(given.data, given.precision)) as pool:
+    with ProcessPoolExecutor(
+        given.jobs, context, initializer=load, initargs=(given.data, given.precision)
+    ) as pool:
         calls = {pool.submit(run, *cell): "/".join(map(str, cell)) for cell in wanted}
         for number, call in enumerate(as_completed(calls), start=1):
             results[calls[call]] = call.result()

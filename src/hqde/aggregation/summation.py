@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import local
 
 import torch
 from torch import Tensor
+
+from hqde.aggregation.gram import BLOCK
 
 # Columns per pass: all partial sums of a pass stay in a core's cache, so each row is read from memory once.
 CHUNK = 1 << 15
@@ -37,6 +40,39 @@ def weighted_sum(rows: Sequence[Tensor] | Tensor, weights: Sequence[float]) -> T
 
     over_columns(len(total), CHUNK, work)
     return total
+
+
+def combined_rows(rows: Sequence[Tensor] | Tensor, weights: Tensor) -> Tensor:
+    """Σᵢ weightᵢ · rowᵢ as a matrix times a vector, block by block; sums are float32, or float64 if rows are.
+
+    Twice to five times as fast as ``weighted_sum`` where the rows stand in one tensor. Partial sums over some
+    of the rows would not give the same bits, slices of columns that begin at multiples of ``BLOCK`` do.
+
+    Example:
+        >>> combined_rows(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([0.5, 0.5]))
+        tensor([2., 4.])
+    """
+    first = rows[0]
+    work_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    factors = weights.to(first.device, work_dtype)
+    total = torch.empty_like(first, dtype=work_dtype, memory_format=torch.contiguous_format)
+    in_place = isinstance(rows, Tensor) and rows.dtype == work_dtype and rows.stride(1) == 1
+    spaces = local()  # a thread's own
+
+    def work(columns: slice) -> None:
+        if in_place:
+            chunk = rows[:, columns]  # type: ignore[call-overload]
+        else:
+            if not hasattr(spaces, "space"):
+                spaces.space = first.new_empty(len(rows) * min(BLOCK, len(first)), dtype=work_dtype)
+            width = columns.stop - columns.start
+            chunk = spaces.space[: len(rows) * width].view(len(rows), width)
+            for place, row in zip(chunk, rows, strict=True):
+                place.copy_(row[columns])
+        torch.mv(chunk.T, factors, out=total[columns])
+
+    over_columns(len(total), BLOCK, work)
+    return total.to(first.dtype)
 
 
 def over_columns(size: int, width: int, work: Callable[[slice], None]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hqde.aggregation.rule import Basis, Decision, FaultBound
-from hqde.aggregation.summation import weighted_sum
+from hqde.aggregation.summation import combined_rows
 from hqde.errors import PreconditionError
 
 
@@ -33,7 +33,8 @@ def sum_counting(rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
     counting = decision.weights.nonzero().flatten().tolist()
     if not counting:
         return torch.zeros_like(rows[0])
-    return weighted_sum([rows[i] for i in counting], decision.weights[counting].tolist())
+    kept = rows if len(counting) == len(rows) else [rows[i] for i in counting]
+    return combined_rows(kept, decision.weights[counting])
 
 
 def needed(gram: Tensor | None, rule: str) -> Tensor:
