@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hqde.compression import Packet
+
 
 @dataclass(frozen=True)
 class RemoteDelta:
@@ -76,6 +78,9 @@ class Update:
         efficiency: the worker's efficiency score after the round.
         seconds: wall time of the round in the worker.
         node_load: fraction of its machine that others kept busy meanwhile; 0 where nobody looked.
+        packet: the encoded delta, of which ``delta`` is what decodes from it; ``None`` when it was not
+            encoded, or when the delta has left its process, as a packet, already.
+        sent_bytes, received_bytes: what the worker hands in and what it was given, as they travel.
     """
 
     worker_id: int
@@ -90,3 +95,6 @@ class Update:
     efficiency: float
     seconds: float
     node_load: float = 0.0
+    packet: Packet | None = None
+    sent_bytes: int = 0
+    received_bytes: int = 0

@@ -48,6 +48,9 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join, host:port or auto; else RAY_ADDRESS, else here.")
     ] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Send deltas and weights packed, with so many bits per weight.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random stream.")] = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Run directory; default runs/NAME-NNN.")
@@ -64,6 +67,7 @@ def train(
         "data": {"source": data},
         "model": {"name": model},
         "topology": {"groups": groups},
+        "compression": {"codec": None if bits is None else "packed", "bits": bits},
         "run": {"workers": most, "epochs": epochs, "backend": backend, "seed": seed},
         "ray": {"address": address, "min_workers": least},
     }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hqde.aggregation import make_server_optimizer
-from hqde.backends import Backend, make_backend
+from hqde.backends import Backend, RaySettings, make_backend
 from hqde.balance import make_balancer
 from hqde.config.settings import Config, GroupConfig
 from hqde.data import Splits, load_splits, make_partitioner
@@ -40,7 +40,10 @@ def resolve(config: Config, splits: Splits) -> Config:
     if model.name == "auto":
         model = replace(model, name="cnn" if splits.schema.kind == "image" else "mlp")
     run = replace(run, device=resolve_device(run.device))
-    return replace(config, model=model, run=run)
+    compression = config.compression
+    if compression.codec == "auto":
+        compression = replace(compression, codec=_codec_for(run.backend, config.ray))
+    return replace(config, model=model, run=run, compression=compression)
 
 
 def build_experiment(config: Config, splits: Splits) -> Experiment:
@@ -75,6 +78,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         ),
         rule=config.aggregation.build_rule(),
         policy=config.aggregation.build_policy(),
+        compression=config.compression.build(),
         buffers=server.buffers,
         groups={int(name): _group(config, recipe, splits, group) for name, group in config.group.items()},
         faults=config.faults,
@@ -101,6 +105,13 @@ def build_backend(config: Config) -> Backend:
         threads=config.run.threads,
         balancer=make_balancer(config.run.balance),
     )
+
+
+def _codec_for(backend: str, ray: RaySettings) -> Literal["none", "packed", "entropy"]:
+    """What ``auto`` stands for: bytes are worth computing time where they leave the machine."""
+    if backend != "ray" or ray.address in (None, "local"):
+        return "none"
+    return "entropy" if ray.link_gbit < 1 else "packed"
 
 
 def _spec(config: Config, recipe: Recipe, splits: Splits, name: str, options: dict[str, Any]) -> ModelSpec:

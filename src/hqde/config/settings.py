@@ -15,6 +15,7 @@ from hqde.aggregation import (
     make_rule,
 )
 from hqde.backends import RaySettings
+from hqde.compression import Compression, make_codec
 from hqde.data import Augmentation
 from hqde.errors import ConfigError
 from hqde.rounds import FaultPolicy
@@ -142,6 +143,49 @@ class AggregationSettings:
 
 
 @dataclass(frozen=True)
+class CompressionSettings:
+    """``[compression]``: how deltas and weights travel between workers and whoever aggregates them.
+
+    Args:
+        codec: ``none``, ``packed`` (blocks of packed integers), ``entropy`` (the same error in fewer bytes, at
+            more computing time), or ``auto``: none on one machine, else packed, and entropy where
+            ``ray.link_gbit`` is below 1.
+        bits: average per weight, all overhead counted.
+        final_bits: reached at the end of the run, in a straight line; left out, ``bits`` throughout.
+        feedback: what a packet leaves out is made up for in the next round.
+        downlink: encode the weights on their way down too.
+        warmup_rounds: rounds at the start that send everything as it is.
+        smallest: tensors with fewer elements are sent as they are.
+        options: further settings of the codec.
+    """
+
+    codec: Literal["none", "packed", "entropy", "auto"] = "none"
+    bits: float = 4.0
+    final_bits: float | None = None
+    feedback: bool = True
+    downlink: bool = True
+    warmup_rounds: int = 0
+    smallest: int = 1024
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Compression:
+        """What is described; ``auto`` must have been resolved.
+
+        Raises:
+            ConfigError: a value out of range, or settings that exclude each other.
+        """
+        codec = None if self.codec == "none" else make_codec(self.codec, bits=self.bits, **self.options)
+        return Compression(
+            codec,
+            downlink=self.downlink,
+            feedback=self.feedback,
+            warmup_rounds=self.warmup_rounds,
+            final_bits=self.final_bits,
+            smallest=self.smallest,
+        )
+
+
+@dataclass(frozen=True)
 class EnsembleSettings:
     """``[ensemble]``: how members become one prediction.
 
@@ -230,6 +274,7 @@ class Config:
     topology: Topology = Topology()
     aggregation: AggregationSettings = AggregationSettings()
     server: ServerSettings = ServerSettings()
+    compression: CompressionSettings = CompressionSettings()
     ensemble: EnsembleSettings = EnsembleSettings()
     run: RunSettings = RunSettings()
     faults: FaultPolicy = FaultPolicy()

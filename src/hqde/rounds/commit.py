@@ -28,7 +28,6 @@ from hqde.aggregation import (
 )
 from hqde.backends import Backend
 from hqde.errors import PreconditionError
-from hqde.topology import RoundPlan
 from hqde.weights import Layout, Weights
 
 HeldOutLoss = Callable[[Weights], float]
@@ -163,15 +162,6 @@ def average_groups(commits: Sequence[Commit]) -> Weights:
     mean = Mean()(rows, shares_of(samples)).value
     integers = torch.stack([commit.weights.integers for commit in commits]).amax(dim=0)
     return Weights(centre + mean, integers)
-
-
-def sent_bytes(plan: RoundPlan, commits: Sequence[Commit]) -> int:
-    """Bytes of updates handed in and weights handed back; a worker alone in its group sends nothing."""
-    total = 0
-    for group, commit in zip(plan.groups, commits, strict=True):
-        travels = len(group) if len(group) > 1 or plan.scope == "global" else 0
-        total += 2 * travels * commit.weights.nbytes
-    return total
 
 
 def _screen(

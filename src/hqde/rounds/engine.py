@@ -16,7 +16,7 @@ from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
 from hqde.ensemble import Ensemble
 from hqde.errors import CheckpointError, QuorumError, WorkerError
-from hqde.rounds.commit import Commit, Memory, average_groups, commit_group, sent_bytes
+from hqde.rounds.commit import Commit, Memory, average_groups, commit_group
 from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.members import MemberPool
@@ -24,6 +24,7 @@ from hqde.rounds.records import worker_records
 from hqde.rounds.state import RunState, pack_state, unpack_state
 from hqde.rounds.stopping import keep_best, reason_to_stop
 from hqde.rounds.supervision import RoundSupervisor
+from hqde.rounds.traffic import broadcast_all, count_bytes, downlinks, uplink_of
 from hqde.topology import Groups, RoundPlan
 from hqde.training import Order
 from hqde.weights import Weights
@@ -132,16 +133,17 @@ class Engine:
         began = time.perf_counter()
         # The checkpoint of the round before: a record is told before its own is saved.
         phases = {"checkpoint": self._checkpoint_s}
-        if plan.groups != state.groups:
+        regrouped = plan.groups != state.groups
+        if regrouped:
             state = self._regroup(plan, state)
-        orders = self._orders(plan, state)
+        orders = self._orders(plan, state, regrouped=regrouped)
         outcomes = self._train(orders)
         phases["train"] = time.perf_counter() - began
 
         mark = time.perf_counter()
         commits = self._commit(plan, state, [o for o in outcomes if isinstance(o, Update)])
         state = self._account(plan, state, commits, outcomes)
-        sent = sent_bytes(plan, commits)
+        sent, dense = count_bytes(plan, outcomes)
         phases["aggregate"] = time.perf_counter() - mark
 
         mark = time.perf_counter()
@@ -155,7 +157,7 @@ class Engine:
         totals = replace(state.totals)
         totals.train_s += phases["train"] + phases["aggregate"]
         totals.sent_bytes += sent
-        totals.dense_bytes += sent
+        totals.dense_bytes += dense
         totals.wall_s += wall_s
         state = replace(state, round_index=plan.index, totals=totals)
 
@@ -170,7 +172,7 @@ class Engine:
             workers=worker_records(outcomes, plan.groups, commits, self._scores(state)),
             validation=validation,
             sent_bytes=sent,
-            dense_bytes=sent,
+            dense_bytes=dense,
         )
         return state, record
 
@@ -181,7 +183,7 @@ class Engine:
             self._store.save(plan.index, *pack_state(state, self._backend.worker_states()))
         self._checkpoint_s = time.perf_counter() - began
 
-    def _orders(self, plan: RoundPlan, state: RunState) -> list[Order]:
+    def _orders(self, plan: RoundPlan, state: RunState, *, regrouped: bool) -> list[Order]:
         present = self._backend.present() - state.excluded
         if self._shards is None or self._shards[:2] != (plan.epoch, present):
             shards = self.experiment.shards(plan.epoch, state.balance, present=present)
@@ -200,6 +202,8 @@ class Engine:
                 first_batch=plan.first_batch,
                 num_batches=plan.num_batches,
                 progress=plan.progress,
+                uplink=uplink_of(self.experiment.compression, plan, group, fresh=regrouped),
+                downlink=state.downlinks.get(worker),
             )
             for group in plan.groups
             for worker in group
@@ -248,7 +252,7 @@ class Engine:
     def _account(
         self, plan: RoundPlan, state: RunState, commits: Sequence[Commit], outcomes: Sequence[Outcome]
     ) -> RunState:
-        """Turn what went wrong into events, totals and fresh optimizers."""
+        """Turn what went wrong into events, totals and fresh optimizers, and commits into what is sent."""
         failures = [o for o in outcomes if isinstance(o, Failure)]
         rejected = [r for commit in commits for r in commit.rejected]
         excluded = {failure.worker_id for failure in failures if self._supervisor.gives_up_on(failure)}
@@ -284,9 +288,13 @@ class Engine:
         totals.skipped += skipped
         totals.worker_samples += sum(o.num_samples for o in outcomes if isinstance(o, Update))
         totals.synchronisations += plan.scope != "none"
+        layouts = [self._backend.layout(group[0]) for group in plan.groups]
+        sent = broadcast_all(commits, self.experiment.compression, plan, state, layouts, seed=self.experiment.seed)
         return replace(
             state,
-            committed=tuple(commit.weights for commit in commits),
+            committed=tuple(each.weights for each in sent),
+            owed={index: each.owed for index, each in enumerate(sent) if each.owed is not None},
+            downlinks=downlinks(plan, sent, outcomes),
             server=tuple(commit.server for commit in commits),
             fresh=frozenset({f.worker_id for f in failures} | {r.worker_id for r in rejected}),
             trained=state.trained | trained,
@@ -344,7 +352,9 @@ class Engine:
         reason = f"{len(state.groups)} group(s) became {len(plan.groups)}"
         self._tell.on_event(Event("branched", plan.index, None, reason))
         server = self._server_states(plan.groups, committed)
-        return replace(state, groups=plan.groups, committed=committed, server=server, norms={})
+        return replace(
+            state, groups=plan.groups, committed=committed, server=server, norms={}, owed={}, downlinks={}
+        )
 
     def _resume(self, groups: Groups) -> RunState:
         if self._store is None:

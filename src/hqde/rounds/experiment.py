@@ -21,6 +21,7 @@ from hqde.aggregation import (
     rule_of,
 )
 from hqde.balance import Balancer, BalanceState, RoundRobin
+from hqde.compression import Compression
 from hqde.data import (
     Augmentation,
     Normalization,
@@ -90,6 +91,7 @@ class Experiment:
         rule: from a group's deltas to one.
         policy: what is asked of updates beside being sound, what is remembered of their senders, and what
             follows when too few are left for the rule.
+        compression: how deltas and weights travel.
         buffers: ``"average"`` shares BatchNorm statistics inside a group; ``"local"`` lets each worker train
             with its own (the member still gets the average).
         groups: overrides by group index.
@@ -118,6 +120,7 @@ class Experiment:
     server: ServerOptimizer = FedAvg()
     rule: Rule | FractionalRule = Mean()
     policy: AggregationPolicy = AggregationPolicy()
+    compression: Compression = Compression()
     buffers: Literal["average", "local"] = "average"
     groups: Mapping[int, GroupSettings] = field(default_factory=dict)
     faults: FaultPolicy = FaultPolicy()

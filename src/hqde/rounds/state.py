@@ -11,6 +11,7 @@ from torch import Tensor
 from hqde.aggregation import NormState, ReliabilityState, ServerState
 from hqde.balance import BalanceState
 from hqde.checkpoints import Bundle
+from hqde.compression import Downlink
 from hqde.errors import CheckpointError
 from hqde.rounds.events import Totals
 from hqde.topology import Groups
@@ -45,6 +46,8 @@ class RunState:
         fresh: workers whose optimizer must start anew because their last update was refused.
         trained: workers that have trained; those who have not own no buffers yet.
         excluded: workers that failed too often and get no more orders.
+        owed: what a group's workers have not been sent yet of its weights, by group; error feedback's.
+        downlinks: how workers get from the last round's start to the next, by worker; not in checkpoints.
         norms: the norm bound's state, by group; empty without one.
         reliability: what is remembered of each worker's updates; empty where nothing is.
         balance: what is known of the workers' speed.
@@ -60,6 +63,8 @@ class RunState:
     fresh: frozenset[int] = frozenset()
     trained: frozenset[int] = frozenset()
     excluded: frozenset[int] = frozenset()
+    owed: Mapping[int, Tensor] = field(default_factory=dict)
+    downlinks: Mapping[int, Downlink] = field(default_factory=dict)
     norms: Mapping[int, NormState] = field(default_factory=dict)
     reliability: ReliabilityState = field(default_factory=dict)
     balance: BalanceState = BalanceState()
@@ -81,6 +86,8 @@ def pack_state(
     for index, (weights, server) in enumerate(zip(state.committed, state.server, strict=True)):
         tensors["groups"] |= _pack_weights(f"{index}", weights)
         tensors["groups"] |= {f"{index}.server.{key}": value for key, value in server.items()}
+        if index in state.owed:
+            tensors["groups"][f"{index}.owed"] = state.owed[index]
     judging = {f"{i}.{name}": value for i, norms in state.norms.items() for name, value in norms.items()}
     judging |= {f"reliability.{name}": value for name, value in state.reliability.items()}
     if judging:
@@ -129,6 +136,11 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             count = len({name.partition(".")[0] for name in tensors["best"]})
             kept = tuple(_unpack_weights(str(i), tensors["best"]) for i in range(count))
             best = Best(best["loss"], best["epoch"], kept)
+        owed = {
+            int(name.removesuffix(".owed")): value
+            for name, value in tensors["groups"].items()
+            if name.endswith(".owed")
+        }
         norms: dict[int, NormState] = {}
         reliability: ReliabilityState = {}
         for name, value in tensors.get("judging", {}).items():
@@ -146,6 +158,7 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             fresh=frozenset(manifest["fresh"]),
             trained=frozenset(manifest["trained"]),
             excluded=frozenset(manifest["excluded"]),
+            owed=owed,
             norms=norms,
             reliability=reliability,
             balance=BalanceState.from_dict(manifest["balance"]),

@@ -32,7 +32,7 @@ from hqde.rounds import (
     train_run,
 )
 from hqde.system.rows import recipe_for, splits_from
-from hqde.system.settings import describe, read_aggregation, refuse_quantization
+from hqde.system.settings import describe, read_aggregation, read_quantization
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe, resolve_device
 
@@ -51,7 +51,8 @@ class HQDESystem:
             ``"resnet18"`` or ``"module:Class"``. The built-in models learn their shape from the data.
         model_kwargs: further constructor arguments; JSON values, because they are saved.
         num_workers: training replicas.
-        quantization_config: leave it out; this version sends updates as they are.
+        quantization_config: any of ``base_bits``, ``min_bits`` and ``max_bits``: send deltas and weights
+            packed; see ``hqde.system.settings.read_quantization``. ``None`` sends them as they are.
         aggregation_config: any of ``server_optimizer``, ``learning_rate``, ``momentum`` (of the server
             optimizer) and ``buffers``; see ``hqde.system.settings.read_aggregation``.
         topology: who is averaged with whom; by default every worker becomes a member of the ensemble.
@@ -64,6 +65,7 @@ class HQDESystem:
         server: a server optimizer as an object, in place of the one in ``aggregation_config``.
         rule: from a group's deltas to one: ``Mean()``, a robust one (``make_rule``), or a ``FractionalRule``.
         policy: what is asked of updates beside being sound, and what is remembered of their senders.
+        compression: how deltas and weights travel, in place of ``quantization_config``.
         groups: what single groups do differently, by their number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation rows.
@@ -113,6 +115,7 @@ class HQDESystem:
         server: ServerOptimizer | None = None,
         rule: Rule | FractionalRule = Mean(),
         policy: AggregationPolicy = AggregationPolicy(),
+        compression: Compression = Compression(),
         groups: Mapping[int, GroupSettings] | None = None,
         early_stopping: int = 0,
         evaluate_every: int = 1,
@@ -130,7 +133,6 @@ class HQDESystem:
         threads: int = 0,
         device: str = "auto",
     ) -> None:
-        refuse_quantization(quantization_config)
         topology.num_groups(num_workers)
         self._ray, self._threads = ray, threads
         make_backend(backend, ray=ray, threads=threads)
@@ -155,6 +157,7 @@ class HQDESystem:
             "server": aggregation.server,
             "rule": rule,
             "policy": policy,
+            "compression": read_quantization(quantization_config, compression),
             "buffers": aggregation.buffers,
             "groups": dict(groups or {}),
             "balancer": make_balancer(balancer) if isinstance(balancer, str) else balancer,

@@ -35,6 +35,7 @@ from hqde.rounds import Experiment
 
 Buffers = Literal["average", "local"]
 
+QUANTIZATION_KEYS = ("base_bits", "min_bits", "max_bits")
 AGGREGATION_KEYS = ("server_optimizer", "learning_rate", "momentum", "buffers")
 _PARTITIONERS = {Replicate: "replicate", Split: "split", Iid: "iid", Bootstrap: "bootstrap"}
 
@@ -95,17 +96,40 @@ def read_aggregation(config: Mapping[str, Any] | None, server: ServerOptimizer |
     return Aggregation(make_server_optimizer(name, **given), cast(Buffers, buffers))
 
 
-def refuse_quantization(config: Mapping[str, Any] | None) -> None:
-    """Updates are sent as they are in this version; a setting that would do nothing is refused.
+def read_quantization(
+    config: Mapping[str, Any] | None, compression: Compression = Compression()
+) -> Compression:
+    """Read ``quantization_config``: every block of weights gets between ``min_bits`` and ``max_bits``.
+
+    Args:
+        config: any of ``base_bits`` (8, the average), ``min_bits`` (4) and ``max_bits`` (16); ``None`` leaves
+            ``compression`` as it is.
+        compression: the same as an object.
 
     Raises:
-        ConfigError: ``quantization_config`` is anything but ``None``.
+        ConfigError: an unknown key, a value out of range, or both arguments are given.
+
+    Example:
+        >>> read_quantization({"base_bits": 6}).codec
+        PackedCodec(bits=6, min_bits=4, max_bits=16, allocation='adaptive', rounding='nearest')
     """
-    if config is not None:
+    if config is None:
+        return compression
+    if not isinstance(config, Mapping):
         raise ConfigError(
-            f"quantization_config is {config!r}, but updates are sent uncompressed in this version; "
-            "leave it out"
+            f"quantization_config must be a dict of {', '.join(QUANTIZATION_KEYS)}, got {config!r}"
         )
+    if compression != Compression():
+        raise ConfigError("quantization_config and compression say the same thing; leave one out")
+    for name in config:
+        if name not in QUANTIZATION_KEYS:
+            raise ConfigError(
+                f"unknown key '{name}' of quantization_config; {did_you_mean(str(name), QUANTIZATION_KEYS)}"
+            )
+    given = {"base_bits": 8, "min_bits": 4, "max_bits": 16} | dict(config)
+    return Compression(
+        PackedCodec(bits=given["base_bits"], min_bits=given["min_bits"], max_bits=given["max_bits"])
+    )
 
 
 def describe(
@@ -140,6 +164,7 @@ def describe(
         topology=experiment.topology,
         aggregation=_aggregation_settings(experiment.rule, experiment.policy),
         server=_server_settings(experiment.server, experiment.buffers),
+        compression=_compression_settings(experiment.compression),
         ensemble=EnsembleSettings(
             combiner=experiment.combiner.name,
             drop_outliers=experiment.drop_outliers,
@@ -213,6 +238,17 @@ def _aggregation_settings(rule: Rule | FractionalRule, policy: AggregationPolicy
         count = options.pop("num_byzantine", 0)
         return replace(settings, rule=rule.name, num_byzantine=count, options=options)
     return settings
+
+
+def _compression_settings(compression: Compression) -> CompressionSettings:
+    shared = {
+        f.name: getattr(compression, f.name) for f in fields(compression) if f.name != "codec"
+    }
+    codec = compression.codec
+    if codec is None:
+        return CompressionSettings(**shared)
+    options = {f.name: getattr(codec, f.name) for f in fields(codec) if f.name != "bits"}  # type: ignore[arg-type]
+    return CompressionSettings(codec.name, codec.bits, options=options, **shared)  # type: ignore[arg-type]
 
 
 def _server_settings(server: ServerOptimizer, buffers: Buffers) -> ServerSettings:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Update
+from hqde.aggregation import Update, count_nonfinite
+from hqde.compression import Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
 from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
 from hqde.errors import PreconditionError
 from hqde.models import ModelSpec, call_model
@@ -66,6 +67,9 @@ class Order:
         shard: ``(k,)`` int64 indices of the worker's examples in this epoch.
         first_batch, num_batches: which of the epoch's batches; ``None`` means all that are left.
         progress: fractions of the run at the round's start and end.
+        uplink: how to encode the delta; ``None`` hands it in as it is.
+        downlink: how a worker that still holds an earlier start makes ``start`` of it, for backends whose
+            workers are elsewhere; ``None`` sends ``start`` itself.
     """
 
     worker_id: int
@@ -79,6 +83,8 @@ class Order:
     first_batch: int
     num_batches: int | None
     progress: tuple[float, float]
+    uplink: Uplink | None = None
+    downlink: Downlink | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class WorkerState:
     """What a worker carries from round to round besides the committed weights.
 
     Attributes:
-        tensors: optimizer state, loss scaler, and the worker's own buffers.
+        tensors: optimizer state, loss scaler, the worker's own buffers, and what error feedback owes.
         efficiency: its efficiency score.
     """
 
@@ -111,6 +117,7 @@ class Worker:
         self._optimizer = make_optimizer(self._model, spec.recipe)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
+        self._owed: Tensor | None = None  # of error feedback
 
     def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
         """Train one round and hand in the update.
@@ -148,11 +155,13 @@ class Worker:
         for loss in torch.stack(step_losses).tolist() if step_losses else ():
             self._efficiency = update_efficiency(self._efficiency, loss)
         local = self.layout.read(self._model)
+        delta, packet = self._encode(local.vector.sub_(order.start.vector), order)
+        down = order.start.vector if order.downlink is None else order.downlink.packet
         return Update(
             worker_id=spec.worker_id,
             round_index=order.round_index,
             attempt=order.attempt,
-            delta=local.vector.sub_(order.start.vector),
+            delta=delta,
             integers=local.integers,
             num_samples=num_samples,
             loss=float(loss_sum) / num_samples if num_samples else float("nan"),
@@ -160,6 +169,9 @@ class Worker:
             learning_rate=rate,
             efficiency=self._efficiency,
             seconds=time.perf_counter() - began,
+            packet=packet,
+            sent_bytes=local.integers.nbytes + (delta.nbytes if packet is None else packet.nbytes),
+            received_bytes=order.start.integers.nbytes + down.nbytes,
         )
 
     def check(self, index: Tensor) -> None:
@@ -189,6 +201,8 @@ class Worker:
         own = self.layout.read(self._model)
         tensors["buffers"] = own.vector[self.layout.num_parameters :].clone()
         tensors["integers"] = own.integers
+        if self._owed is not None:
+            tensors["owed"] = self._owed.clone()
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             tensors["scaler"] = torch.tensor([scale["scale"], scale["_growth_tracker"]], dtype=torch.float64)
@@ -210,6 +224,22 @@ class Worker:
                 self._scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}
             )
         self._efficiency = state.efficiency
+        self._owed = state.tensors.get("owed")
+
+    def _encode(self, delta: Tensor, order: Order) -> tuple[Tensor, Packet | None]:
+        """The delta as whoever decodes it sees it, and the packet that travels."""
+        uplink = order.uplink
+        if uplink is None or uplink.fresh or order.fresh_optimizer:
+            self._owed = None
+        if uplink is None or count_nonfinite(delta):  # such a delta is refused, for what it is
+            return delta, None
+        dense = dense_ranges(self.layout, smallest=uplink.smallest)
+        if not uplink.feedback:
+            draws = generator(self.spec.seed, "worker", self.spec.worker_id, "encode", order.round_index)
+            packet = uplink.codec.encode(delta, dense=dense, generator=draws)
+            return decode(packet), packet
+        packet, decoded, self._owed = with_feedback(uplink.codec, delta, self._owed, dense=dense)
+        return decoded, packet
 
     def _rate(self, progress: float) -> float:
         return self.spec.recipe.learning_rate * self.spec.schedule.factor(progress)

@@ -109,7 +109,7 @@ class RayBackend:
         self._plans = self._plans_of(orders)
         for outcome in self._hired.train(
             orders,
-            start_refs=lambda start: self._board.pieces(start.vector),
+            start_refs=self._start_refs,
             on_loss=lambda order: self._recover(order, supervisor),
             cut=lambda order: self._plans[order.worker_id].bounds,
             on_step=on_step,
@@ -182,6 +182,10 @@ class RayBackend:
         if id(examples) not in self._examples:
             self._examples[id(examples)] = (examples, ray.put(pack(examples)))
         return self._examples[id(examples)][1]
+
+    def _start_refs(self, order: Order) -> Sequence[Any]:
+        packet = None if order.downlink is None else order.downlink.packet
+        return self._board.pieces(order.start.vector) if packet is None else self._board.packet(packet)
 
     def _recover(self, order: Order, supervisor: Supervisor | None) -> None:
         """A machine may be gone: make new copies of what it held, and put the round's start out again."""

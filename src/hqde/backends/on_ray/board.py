@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
+from hqde.compression import Packet
 from hqde.backends.on_ray.shipping import as_array
 from hqde.backends.on_ray.weight_store import WeightStore
 
@@ -61,6 +62,13 @@ class Board:
         if found.is_lost and self._store is not None:
             return [self._store.reference(name) for name in found.names]
         return found.refs
+
+    def packet(self, packet: Packet) -> list[Any]:
+        """A reference to a packet, put out there once; it is not kept on other nodes."""
+        payload = packet.payload
+        if id(payload) not in self._now:
+            self._now[id(payload)] = Posted(payload, (), [ray.put(as_array(payload))], [])
+        return self._now[id(payload)].refs
 
     def remember(self, vector: Tensor, bounds: Bounds, refs: list[Any]) -> None:
         """The pieces of a vector are out there."""

@@ -28,7 +28,8 @@ from hqde.backends.on_ray.seats import Running, Seat
 from hqde.backends.on_ray.shipping import pack
 from hqde.backends.on_ray.states import States
 from hqde.backends.on_ray.weight_store import DamagedCopyError, WeightStore
-from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update
+from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update, with_control
+from hqde.compression import Downlink
 from hqde.errors import ConfigError, HqdeError, WorkerError
 from hqde.seeding import seeded
 from hqde.training import Order, WorkerSpec
@@ -64,6 +65,7 @@ class Crew:
         self._at_a_time = seats.at_a_time
         self._layouts: dict[int, Layout] = {}
         self._supervisor: Supervisor | None = None  # of the round under way, until the next
+        self._start_refs: Callable[[Order], Sequence[Any]] = lambda _: ()
         self._examples = examples
         self._states = States(store)
         self._actor_class = ray.remote(
@@ -73,7 +75,7 @@ class Crew:
             max_task_retries=0,
             concurrency_groups={CONTROL: 1},
             scheduling_strategy="SPREAD",
-        )(_with_control(actor_class))
+        )(with_control(actor_class))
 
     def hire(self) -> None:
         """Start an actor for each worker that there is room for, and build the workers.
@@ -116,7 +118,7 @@ class Crew:
         self,
         orders: Sequence[Order],
         *,
-        start_refs: Callable[[Weights], Sequence[Any]],
+        start_refs: Callable[[Order], Sequence[Any]],
         on_loss: Callable[[Order], None],
         cut: Callable[[Order], Sequence[tuple[int, int]]],
         on_step: StepReport | None,
@@ -126,11 +128,11 @@ class Crew:
 
         Args:
             orders: at most one for each worker.
-            start_refs: references to the vector of an order's start.
+            start_refs: references to the packet of an order's downlink, or without one to its start.
             on_loss: is told when something an order needs was lost, before it is given out again.
             cut: how an order's delta is to be cut into pieces.
         """
-        self._supervisor = supervisor
+        self._supervisor, self._start_refs = supervisor, start_refs
         waiting = deque(orders)
         running: dict[Any, Running] = {}
         hiring: dict[Any, tuple[Order, float]] = {}
@@ -141,7 +143,7 @@ class Crew:
                     if self.workers[order.worker_id].actor is None:
                         hiring[self._engage(order.worker_id)] = (order, time.perf_counter())
                     else:
-                        run = self._dispatch(order, start_refs(order.start), cut(order))
+                        run = self._dispatch(order, cut(order))
                         running[run.report] = run
                 done, _ = ray.wait([*running, *hiring], num_returns=1, timeout=POLL_S)
                 ended: list[tuple[Order, Outcome]] = []
@@ -225,7 +227,7 @@ class Crew:
                 self._welcome(worker, self._engage(worker))
                 seat.state, seat.restore = run.before, True
             order = replace(run.order, attempt=attempt) if seat.restore else run.order
-            outcome = self._collect(self._dispatch(order, run.start, run.bounds), None)
+            outcome = self._collect(self._dispatch(order, run.bounds), None)
             if isinstance(outcome, Update):
                 return outcome
         assert isinstance(outcome, Failure)
@@ -240,7 +242,7 @@ class Crew:
         seat = self.workers[worker]
         if seat.actor is not None:
             ray.kill(seat.actor, no_restart=True)
-        seat.actor, seat.restore = None, True
+        seat.actor, seat.held_round, seat.restore = None, None, True
 
     def states(self) -> dict[int, Any]:
         """References to packed states, of the workers that have one; who has not trained is asked."""
@@ -301,13 +303,20 @@ class Crew:
         self.workers[order.worker_id].restore = True
         return None
 
-    def _dispatch(self, order: Order, start: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Running:
-        seat = self.workers[order.worker_id]
-        slim = replace(order, start=Weights(torch.empty(0), order.start.integers))
+    def _dispatch(self, order: Order, bounds: Sequence[tuple[int, int]]) -> Running:
+        seat, down = self.workers[order.worker_id], order.downlink
+        if down is not None and (seat.restore or seat.held_round != down.base_round):
+            order, down = replace(order, downlink=None), None
+        start = self._start_refs(order)
+        slim = replace(
+            order,
+            start=Weights(torch.empty(0), order.start.integers),
+            downlink=None if down is None else Downlink(None, down.base_round),
+        )
         state = self._states.resolved(seat.state) if seat.restore else None
         call = seat.actor.train_round.options(num_returns=2 + len(bounds))
         report, after, *pieces = call.remote(pack(slim), list(bounds), seat.restore, state, *start)
-        return Running(order, start, bounds, seat.state, time.perf_counter(), report, after, pieces)
+        return Running(order, bounds, seat.state, time.perf_counter(), report, after, pieces)
 
     def _collect(
         self, run: Running, supervisor: Supervisor | None, on_loss: Callable[[Order], None] | None = None
@@ -337,6 +346,7 @@ class Crew:
             self.dismiss(order.worker_id)
             return failure_of(order, f"its process died: {first_line(error)}", "died")
         seat.state, seat.restore, seat.last = self._states.keep(run, seat.last), False, run
+        seat.held_round = order.round_index
         if supervisor is not None:
             supervisor.on_arrival(order, _since(run.began))
         return whole_update(update, run.pieces)
@@ -387,13 +397,3 @@ class Crew:
 
 def _since(began: float) -> float:
     return time.perf_counter() - began
-
-
-def _with_control(actor_class: type[WorkerActor]) -> type[WorkerActor]:
-    """The class with ``progress`` in the group that answers while a round is under way."""
-
-    class Hosted(actor_class):  # type: ignore[valid-type, misc]
-        progress = ray.method(concurrency_group=CONTROL)(actor_class.progress)
-
-    Hosted.__name__ = Hosted.__qualname__ = actor_class.__name__
-    return Hosted

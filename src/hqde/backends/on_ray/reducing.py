@@ -23,7 +23,7 @@ from hqde.aggregation import (
     step_columns,
     weighted_sum,
 )
-from hqde.backends.on_ray.shipping import as_array, as_tensor, checksum
+from hqde.backends.on_ray.shipping import as_array, as_delta, as_tensor, checksum
 
 
 class DamagedPieceError(Exception):
@@ -49,7 +49,7 @@ def _rows(
     dtype: torch.dtype, checks: Sequence[tuple[int, int]], arrays: Sequence[np.ndarray]
 ) -> list[Tensor]:
     verify(arrays, [expected for _, expected in checks], [row for row, _ in checks])
-    return [as_tensor(array, dtype) for array in arrays]
+    return [as_delta(array, dtype) for array in arrays]
 
 
 def add_rows(

@@ -22,14 +22,13 @@ class Running:
     """An order under way: what was asked, and references to what comes back.
 
     Attributes:
-        order, start, bounds: what was asked; ``start`` are references to the start's vector.
+        order, bounds: what was asked.
         before: the worker's state when the round began; ``None`` before its first.
         began: when it was asked.
         report, state, pieces: what comes back.
     """
 
     order: Order
-    start: Sequence[Any]
     bounds: Sequence[tuple[int, int]]
     before: Kept | None
     began: float
@@ -47,6 +46,7 @@ class Seat:
         actor: its handle; ``None`` while nobody is hired.
         node: id of the node it is on.
         state: its ``WorkerState``; ``None`` before the first round.
+        held_round: the round whose start the actor still holds; ``None`` if it holds none.
         restore: the actor does not stand where ``state`` says; the next order must put it there.
         last: the last order it finished, for as long as its delta may be asked for again.
     """
@@ -55,5 +55,6 @@ class Seat:
     actor: Any = None
     node: str = ""
     state: Kept | None = None
+    held_round: int | None = None
     restore: bool = False
     last: Running | None = None

@@ -20,6 +20,8 @@ import ray
 import torch
 from torch import Tensor, nn
 
+from hqde.compression import Packet, decode
+
 Parcel = tuple[bytes, list[np.ndarray], list[ray.ObjectRef]]
 """A pickle, the buffers of the tensors in it, and the references in it."""
 
@@ -65,6 +67,13 @@ def as_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
         tensor = torch.from_numpy(array)
     return tensor if tensor.dtype == dtype else tensor.view(dtype)
+
+
+def as_delta(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """A delta's piece: the numbers themselves, or, if it is bytes, what the packet in them decodes to."""
+    if array.dtype == np.uint8:
+        return decode(Packet(as_tensor(array, torch.uint8))).to(dtype)
+    return as_tensor(array, dtype)
 
 
 def checksum(array: np.ndarray) -> int:

@@ -30,7 +30,7 @@ from hqde.backends.on_ray import reducing
 from hqde.backends.on_ray.board import Board
 from hqde.backends.on_ray.failures import cause_of
 from hqde.backends.on_ray.reducing import DamagedPieceError, verify
-from hqde.backends.on_ray.shipping import as_array, as_tensor, checksum
+from hqde.backends.on_ray.shipping import as_array, as_delta, as_tensor, checksum
 from hqde.backends.on_ray.worker_actor import Pieces
 from hqde.errors import WorkerError
 from hqde.topology import Plan, tree_blocks
@@ -106,7 +106,8 @@ def fetch(delta: Delta, row: int = 0) -> Tensor:
         return delta
     arrays = ray.get(list(delta.handle.refs))
     verify(arrays, delta.handle.checksums, [row] * len(arrays))
-    return as_tensor(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), delta.dtype)
+    pieces = [as_delta(array, delta.dtype) for array in arrays]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _tree(task: Combination, rows: Sequence[RemoteDelta], fan_in: int, hands: Hands) -> Combined:

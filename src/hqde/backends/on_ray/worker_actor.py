@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hqde.aggregation import RemoteDelta, Update, count_nonfinite, norm_of
 from hqde.backends.on_ray.shipping import Parcel, as_array, as_tensor, checksum, pack, unpack
+from hqde.compression import Downlink, Packet, decode
 from hqde.data import Examples, SubsetExamples
 from hqde.ensemble import Ensemble
 from hqde.training import Order, Worker, WorkerSpec
@@ -30,7 +31,7 @@ class Pieces:
     Attributes:
         worker_id: whose delta it is.
         bounds: first and past-the-last coordinate of each piece.
-        checksums: CRC-32 of each.
+        checksums: CRC-32 of each. (A piece of bytes is a packet, see ``as_delta``.)
         refs: to the pieces, filled in by the driver.
     """
 
@@ -57,6 +58,7 @@ class WorkerActor:
         self._examples: Examples | None = None
         self._worker: Worker | None = None
         self._last: tuple[tuple[int, int], tuple[Any, ...]] | None = None
+        self._held: tuple[int, Tensor] | None = None  # the last start, and its round
         self._progress = (0, 0)
 
     def build(self, spec: Parcel, examples: Parcel) -> tuple[str, Layout]:
@@ -85,11 +87,11 @@ class WorkerActor:
         """Train a round; what was trained already is handed out again.
 
         Args:
-            order: an ``Order`` whose start holds no vector.
+            order: an ``Order`` whose start holds no vector, and whose downlink no packet.
             bounds: how to cut the delta.
             restore: first become a new worker, with ``state`` if it is given.
             state: a ``WorkerState``, from before the round.
-            start: the vector of the order's start, in one piece or more.
+            start: the vector of the order's start, in one piece or more; with a downlink, its packet.
 
         Returns:
             the update without its delta; the worker's state; the pieces of the delta.
@@ -97,8 +99,7 @@ class WorkerActor:
         given: Order = unpack(order)
         tag = (given.round_index, given.attempt)
         if self._last is None or self._last[0] != tag:
-            vector = as_tensor(start[0] if len(start) == 1 else np.concatenate(start), self._dtype())
-            given = replace(given, start=Weights(vector, given.start.integers))
+            given = self._with_start(given, start)
             worker = self._renewed() if restore else self._worker
             assert worker is not None
             if restore and state is not None:
@@ -128,10 +129,34 @@ class WorkerActor:
         update = worker.train_round(order, on_step=self._note)
         delta = update.delta
         assert isinstance(delta, Tensor)
-        pieces = [as_array(delta[first:last]) for first, last in bounds]
-        handle = Pieces(order.worker_id, tuple(bounds), tuple(checksum(piece) for piece in pieces))
-        remote = RemoteDelta(len(delta), delta.dtype, count_nonfinite(delta), norm_of(delta), handle)
-        return replace(update, delta=remote, node_load=load.of_others()), pack(worker.state()), *pieces
+        packet = update.packet
+        if packet is None:
+            pieces = [as_array(delta[first:last]) for first, last in bounds]
+        else:
+            pieces = [as_array(packet.cut(first, last).payload) for first, last in bounds]
+        sums = tuple(checksum(piece) for piece in pieces)
+        handle = Pieces(order.worker_id, tuple(bounds), sums)
+        told = replace(
+            update,
+            delta=RemoteDelta(len(delta), delta.dtype, count_nonfinite(delta), norm_of(delta), handle),
+            packet=None,
+            sent_bytes=update.integers.nbytes + sum(piece.nbytes for piece in pieces),
+            node_load=load.of_others(),
+        )
+        return told, pack(worker.state()), *pieces
+
+    def _with_start(self, order: Order, start: Sequence[np.ndarray]) -> Order:
+        """The order with the vector it starts from, made of what came and of what is here."""
+        if order.downlink is None:
+            vector = as_tensor(start[0] if len(start) == 1 else np.concatenate(start), self._dtype())
+        else:
+            packet = Packet(as_tensor(start[0], torch.uint8))
+            order = replace(order, downlink=Downlink(packet, order.downlink.base_round))
+            if self._held is None or self._held[0] != order.downlink.base_round:
+                raise RuntimeError(f"the start of round {order.downlink.base_round} is not here any more")
+            vector = self._held[1] + decode(packet, expected_count=len(self._held[1]))
+        self._held = (order.round_index, vector)
+        return replace(order, start=Weights(vector, order.start.integers))
 
     def _renewed(self) -> Worker:
         assert self._spec is not None
@@ -169,3 +194,13 @@ def whole_update(update: Update, refs: Sequence[Any]) -> Update:
     assert isinstance(update.delta, RemoteDelta)
     handle = replace(update.delta.handle, refs=tuple(refs))
     return replace(update, delta=replace(update.delta, handle=handle))
+
+
+def with_control(actor_class: type[WorkerActor]) -> type[WorkerActor]:
+    """The class with ``progress`` in the group that answers while a round is under way."""
+
+    class Hosted(actor_class):  # type: ignore[valid-type, misc]
+        progress = ray.method(concurrency_group=CONTROL)(actor_class.progress)
+
+    Hosted.__name__ = Hosted.__qualname__ = actor_class.__name__
+    return Hosted
