@@ -30,6 +30,10 @@ class ArtefactError(HqdeError, ValueError):
     """A saved ensemble is missing, altered, truncated, or from an unknown version."""
 
 
+class PacketError(HqdeError, ValueError):
+    """A compressed packet is truncated, altered, from a newer version, or not what the reader expects."""
+
+
 class RunError(HqdeError, ValueError):
     """A run directory holds another run, is incomplete, or was made with other settings."""
 
