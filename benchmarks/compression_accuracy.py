@@ -149,7 +149,9 @@ def main() -> None:
     began = time.perf_counter()
     with ProcessPoolExecutor(given.jobs, context, initializer=load, initargs=(given.data,)) as pool:
         calls = {
-            pool.submit(run, setting, topology, seed, given.epochs): f"{setting}/{topology}/{given.epochs}/{seed}"
+            pool.submit(
+                run, setting, topology, seed, given.epochs
+            ): f"{setting}/{topology}/{given.epochs}/{seed}"
             for setting, topology, seed in wanted
         }
         for number, call in enumerate(as_completed(calls), start=1):

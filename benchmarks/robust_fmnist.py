@@ -94,6 +94,7 @@ SETTINGS: dict[str, Setting] = {
     "gm_m": Setting(lambda f: make_rule("geometric_median", num_byzantine=f), SLOW),
     "caf_m": Setting(lambda f: make_rule("caf", num_byzantine=f), SLOW),
     "caf_fast": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8)),
+    "bound_caf": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8), BOUND),
 }
 
 _SPLITS: Splits | None = None

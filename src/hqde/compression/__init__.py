@@ -1,7 +1,9 @@
 """Vectors as fewer bytes: what matters gets the bits, and what is counted is what travels."""
 
 from hqde.compression.allocation import allocate_bits, linear_bits
+from hqde.compression.feedback import with_feedback
 from hqde.compression.importance import IMPORTANCES, block_spread, magnitude_score
+from hqde.compression.links import Compression, Downlink, Uplink
 from hqde.compression.packed import PackedCodec
 from hqde.compression.packet import Packet, decode
 from hqde.compression.packing import BLOCK, pack, pack_blocks, unpack, unpack_blocks
@@ -12,10 +14,13 @@ from hqde.compression.ranges import Stream, dense_ranges
 __all__ = [
     "BLOCK",
     "IMPORTANCES",
+    "Compression",
+    "Downlink",
     "NoCodec",
     "PackedCodec",
     "Packet",
     "Stream",
+    "Uplink",
     "allocate_bits",
     "block_spread",
     "decode",
@@ -28,4 +33,10 @@ __all__ = [
     "quantize_blocks",
     "unpack",
     "unpack_blocks",
+    "with_feedback",
 ]
+
+
+def make_codec(name, **o):
+    return {"packed": PackedCodec}[name](**o)
+from hqde.compression.plain import NoCodec as Codec  # tmp

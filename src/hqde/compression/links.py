@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hqde.compression.codec import Codec
 from hqde.compression.packet import Packet
+from hqde.compression.plain import NoCodec as Codec
 from hqde.errors import ConfigError
 
 
@@ -28,11 +28,11 @@ class Uplink:
 
 @dataclass(frozen=True)
 class Downlink:
-    """How a worker makes a round's start of the one that it still holds: by adding what the packet holds.
+    """How a worker makes a round's start: of the one that it still holds, by adding what a packet holds.
 
     Attributes:
         packet: the encoded difference; ``None`` where it has been taken out to travel by itself.
-        base_round: the round whose start it is added to.
+        base_round: the round whose start it is added to; 0 for a packet that is the start.
     """
 
     packet: Packet | None
@@ -84,11 +84,10 @@ class Compression:
                 raise ConfigError(f"compression.{name} must not be negative, got {value}")
         if self.codec is None:
             return
-        if self.feedback and self.codec.rounding == "stochastic":
+        if self.feedback and self.codec.is_unbiased:
             raise ConfigError(
-                "error feedback corrects a codec that rounds to the nearest level, and stochastic rounding is "
-                "unbiased without it; switch one off: compression.feedback = false, or compression.rounding = "
-                "'nearest'"
+                "error feedback is for rounding to the nearest level, stochastic rounding needs none: "
+                "set compression.feedback = false, or compression.options.rounding = 'nearest'"
             )
         if self.final_bits is not None:
             replace(self.codec, bits=self.final_bits)  # type: ignore[type-var]  # refuses what is out of range

@@ -3,6 +3,7 @@
 from hqde.config.building import build_backend, build_experiment, load_data, resolve
 from hqde.config.settings import (
     AggregationSettings,
+    CompressionSettings,
     Config,
     DataSettings,
     EnsembleSettings,
@@ -23,6 +24,7 @@ from hqde.config.toml import (
 
 __all__ = [
     "AggregationSettings",
+    "CompressionSettings",
     "Config",
     "DataSettings",
     "EnsembleSettings",

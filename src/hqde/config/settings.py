@@ -147,10 +147,10 @@ class CompressionSettings:
     """``[compression]``: how deltas and weights travel between workers and whoever aggregates them.
 
     Args:
-        codec: ``none``, ``packed`` (blocks of packed integers), ``entropy`` (the same error in fewer bytes, at
-            more computing time), or ``auto``: none on one machine, else packed, and entropy where
+        codec: ``none``, ``packed`` (blocks of packed integers), ``entropy`` (the same error in fewer bytes,
+            at more computing time), or ``auto``: none on one machine, else packed, and entropy where
             ``ray.link_gbit`` is below 1.
-        bits: average per weight, all overhead counted.
+        bits: average per weight; of ``entropy`` with all overhead, of ``packed`` without the scales.
         final_bits: reached at the end of the run, in a straight line; left out, ``bits`` throughout.
         feedback: what a packet leaves out is made up for in the next round.
         downlink: encode the weights on their way down too.

@@ -24,7 +24,7 @@ from hqde.rounds.records import worker_records
 from hqde.rounds.state import RunState, pack_state, unpack_state
 from hqde.rounds.stopping import keep_best, reason_to_stop
 from hqde.rounds.supervision import RoundSupervisor
-from hqde.rounds.traffic import broadcast_all, count_bytes, downlinks, uplink_of
+from hqde.rounds.traffic import Traffic, count_bytes
 from hqde.topology import Groups, RoundPlan
 from hqde.training import Order
 from hqde.weights import Weights
@@ -75,6 +75,7 @@ class Engine:
         self._tell: Listener = listener or Listeners()
         self._store = store
         self._checkpoint_every = checkpoint_every
+        self._traffic = Traffic(experiment, backend.layout)
         self._pool = MemberPool(experiment, provenance or {})
         self._supervisor = RoundSupervisor(experiment.faults, self._tell.on_event)
         self._shards: tuple[int, frozenset[int], dict[int, Tensor]] | None = None
@@ -110,7 +111,7 @@ class Engine:
         """
         try:
             plans = self.prepare()
-            state = (self._resume if resume else self._initial)(plans[0].groups)
+            state = (self._resume if resume else self._initial)(plans[0])
             self._tell.on_start(plans, state.round_index + 1)
             stopped = None
             for plan in plans[state.round_index :]:
@@ -202,7 +203,7 @@ class Engine:
                 first_batch=plan.first_batch,
                 num_batches=plan.num_batches,
                 progress=plan.progress,
-                uplink=uplink_of(self.experiment.compression, plan, group, fresh=regrouped),
+                uplink=self._traffic.uplink(plan, group, fresh=regrouped),
                 downlink=state.downlinks.get(worker),
             )
             for group in plan.groups
@@ -288,13 +289,8 @@ class Engine:
         totals.skipped += skipped
         totals.worker_samples += sum(o.num_samples for o in outcomes if isinstance(o, Update))
         totals.synchronisations += plan.scope != "none"
-        layouts = [self._backend.layout(group[0]) for group in plan.groups]
-        sent = broadcast_all(commits, self.experiment.compression, plan, state, layouts, seed=self.experiment.seed)
         return replace(
-            state,
-            committed=tuple(each.weights for each in sent),
-            owed={index: each.owed for index, each in enumerate(sent) if each.owed is not None},
-            downlinks=downlinks(plan, sent, outcomes),
+            self._traffic.send(plan, commits, state, outcomes),
             server=tuple(commit.server for commit in commits),
             fresh=frozenset({f.worker_id for f in failures} | {r.worker_id for r in rejected}),
             trained=state.trained | trained,
@@ -330,10 +326,12 @@ class Engine:
 
     # -- start and end -----------------------------------------------------------------------------------
 
-    def _initial(self, groups: Groups) -> RunState:
+    def _initial(self, plan: RoundPlan) -> RunState:
+        groups = plan.groups
         of_final_group = [self.experiment.group_of(group[0]) for group in groups]
         committed = tuple(self.experiment.initial_weights(group) for group in of_final_group)
         state = RunState(0, groups, committed, self._server_states(groups, committed))
+        state = self._traffic.begin(plan, state)
         if self.experiment.policy.reliability is None:
             return state
         return replace(
@@ -348,7 +346,7 @@ class Engine:
 
     def _regroup(self, plan: RoundPlan, state: RunState) -> RunState:
         """New groups start from the weights of the group they come out of, with a new server state."""
-        committed = tuple(state.committed_for(group[0]) for group in plan.groups)
+        committed = tuple(state.exact_for(group[0]) for group in plan.groups)
         reason = f"{len(state.groups)} group(s) became {len(plan.groups)}"
         self._tell.on_event(Event("branched", plan.index, None, reason))
         server = self._server_states(plan.groups, committed)
@@ -356,13 +354,13 @@ class Engine:
             state, groups=plan.groups, committed=committed, server=server, norms={}, owed={}, downlinks={}
         )
 
-    def _resume(self, groups: Groups) -> RunState:
+    def _resume(self, plan: RoundPlan) -> RunState:
         if self._store is None:
             raise CheckpointError("a run without a checkpoint store cannot be resumed; start it anew")
         found = self._store.latest()
         if found is None:
             self._tell.on_event(Event("resumed", 0, None, "from the start: no checkpoint was written yet"))
-            return self._initial(groups)
+            return self._initial(plan)
         state, workers = unpack_state(found[1])
         unknown = set(workers) - set(range(self.experiment.num_workers))
         if unknown:

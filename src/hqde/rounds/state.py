@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -76,6 +76,12 @@ class RunState:
         """The weights last committed for a worker's group; a worker in no group yet follows the first."""
         own = (w for g, w in zip(self.groups, self.committed, strict=True) if worker in g)
         return next(own, self.committed[0])
+
+    def exact_for(self, worker: int) -> Weights:
+        """The same, with what the group's workers have not been sent yet."""
+        own = next((i for i, group in enumerate(self.groups) if worker in group), 0)
+        weights = self.committed[own]
+        return weights if own not in self.owed else replace(weights, vector=weights.vector + self.owed[own])
 
 
 def pack_state(

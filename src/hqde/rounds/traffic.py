@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from hqde.aggregation import Update
 from hqde.backends import Outcome
-from hqde.compression import Compression, Downlink, Uplink, decode, dense_ranges, with_feedback
+from hqde.compression import Codec, Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
 from hqde.rounds.commit import Commit
+from hqde.rounds.experiment import Experiment
 from hqde.rounds.state import RunState
 from hqde.seeding import generator
 from hqde.topology import RoundPlan
@@ -28,78 +29,84 @@ class Broadcast:
     """
 
     weights: Weights
-    owed: Tensor | None
-    downlink: Downlink | None
+    owed: Tensor | None = None
+    downlink: Downlink | None = None
 
 
-def uplink_of(compression: Compression, plan: RoundPlan, group: Sequence[int], *, fresh: bool) -> Uplink | None:
-    """How a group's workers encode their deltas in a round; ``None`` when they do not, or send none."""
-    codec = compression.codec_at(plan.index, plan.progress[0]) if travels(plan, group) else None
-    if codec is None:
-        return None
-    return Uplink(codec, compression.feedback, fresh, compression.smallest)
+class Traffic:
+    """Encodes what an experiment's groups send down, and says how their workers encode what they send up.
 
-
-def broadcast(
-    commit: Commit,
-    compression: Compression,
-    plan: RoundPlan,
-    group: Sequence[int],
-    *,
-    base: Weights,
-    owed: Tensor | None,
-    layout: Layout,
-    seed: int,
-) -> Broadcast:
-    """From what a group has committed to what its workers are sent.
-
-    The weights that count from here on are those that the workers hold. After the last round nothing is sent:
-    the group keeps what it has, and what is owed is paid.
+    Args:
+        experiment: its compression, and its seed.
+        layout_of: the layout of a worker's model.
     """
-    last = plan.progress[1] == 1.0
-    codec = None
-    if compression.downlink and not last and travels(plan, group):
-        codec = compression.codec_at(plan.index, plan.progress[0])
-    if codec is None:
-        vector = commit.weights.vector if owed is None else commit.weights.vector + owed
-        return Broadcast(replace(commit.weights, vector=vector), None, None)
-    if not commit.num_samples:
-        return Broadcast(commit.weights, owed, None)
-    step = commit.weights.vector - base.vector
-    dense = dense_ranges(layout, smallest=compression.smallest)
-    if compression.feedback:
-        packet, decoded, owed = with_feedback(codec, step, owed, dense=dense)
-    else:
-        draws = generator(seed, "group", group[0], "encode", plan.index)
-        packet, owed = codec.encode(step, dense=dense, generator=draws), None
-        decoded = decode(packet)
-    weights = Weights(base.vector + decoded, commit.weights.integers)
-    return Broadcast(weights, owed, Downlink(packet, plan.index))
 
+    def __init__(self, experiment: Experiment, layout_of: Callable[[int], Layout]) -> None:
+        self._compression = experiment.compression
+        self._seed = experiment.seed
+        self._layout_of = layout_of
 
-def broadcast_all(
-    commits: Sequence[Commit],
-    compression: Compression,
-    plan: RoundPlan,
-    state: RunState,
-    layouts: Sequence[Layout],
-    *,
-    seed: int,
-) -> list[Broadcast]:
-    """``broadcast`` for every group of a round that began in ``state``."""
-    return [
-        broadcast(
-            commit,
-            compression,
-            plan,
-            group,
-            base=state.committed[index],
-            owed=state.owed.get(index),
-            layout=layouts[index],
-            seed=seed,
-        )
-        for index, (group, commit) in enumerate(zip(plan.groups, commits, strict=True))
-    ]
+    def uplink(self, plan: RoundPlan, group: Sequence[int], *, fresh: bool) -> Uplink | None:
+        """How a group's workers encode their deltas; ``None`` when they do not, or send none."""
+        codec = self._codec(plan, group)
+        if codec is None:
+            return None
+        return Uplink(codec, self._compression.feedback, fresh, self._compression.smallest)
+
+    def begin(self, plan: RoundPlan, state: RunState) -> RunState:
+        """The state of a run before its first round, with what the groups are sent to start from."""
+        sent = [self._first(w, plan, group) for group, w in zip(plan.groups, state.committed, strict=True)]
+        return _sent(state, plan, sent, holders={worker for group in plan.groups for worker in group})
+
+    def send(
+        self, plan: RoundPlan, commits: Sequence[Commit], state: RunState, outcomes: Sequence[Outcome]
+    ) -> RunState:
+        """The state after a round that began in ``state``, with what its groups are sent.
+
+        What counts from here on is what the workers hold. After the last round nothing is sent: a group keeps
+        what it has committed, and what is owed is paid.
+        """
+        sent = [
+            self._after(commit, plan, group, base=state.committed[index], owed=state.owed.get(index))
+            for index, (group, commit) in enumerate(zip(plan.groups, commits, strict=True))
+        ]
+        holders = {outcome.worker_id for outcome in outcomes if isinstance(outcome, Update)}
+        return _sent(state, plan, sent, holders=holders)
+
+    def _first(self, weights: Weights, plan: RoundPlan, group: Sequence[int]) -> Broadcast:
+        codec = self._codec(plan, group) if self._compression.downlink else None
+        if codec is None:
+            return Broadcast(weights)
+        packet, decoded, owed = self._encode(codec, weights.vector, None, plan.index, group)
+        return Broadcast(replace(weights, vector=decoded), owed, Downlink(packet, base_round=0))
+
+    def _after(
+        self, commit: Commit, plan: RoundPlan, group: Sequence[int], *, base: Weights, owed: Tensor | None
+    ) -> Broadcast:
+        last = plan.progress[1] == 1.0
+        codec = self._codec(plan, group) if self._compression.downlink and not last else None
+        if codec is None:
+            vector = commit.weights.vector if owed is None else commit.weights.vector + owed
+            return Broadcast(replace(commit.weights, vector=vector))
+        if not commit.num_samples:
+            return Broadcast(commit.weights, owed)
+        step = commit.weights.vector - base.vector
+        packet, decoded, owed = self._encode(codec, step, owed, plan.index, group)
+        weights = replace(commit.weights, vector=base.vector + decoded)
+        return Broadcast(weights, owed, Downlink(packet, base_round=plan.index))
+
+    def _codec(self, plan: RoundPlan, group: Sequence[int]) -> Codec | None:
+        return self._compression.codec_at(plan.index, plan.progress[0]) if travels(plan, group) else None
+
+    def _encode(
+        self, codec: Codec, vector: Tensor, owed: Tensor | None, round_index: int, group: Sequence[int]
+    ) -> tuple[Packet, Tensor, Tensor | None]:
+        dense = dense_ranges(self._layout_of(group[0]), smallest=self._compression.smallest)
+        if self._compression.feedback:
+            return with_feedback(codec, vector, owed, dense=dense)
+        draws = generator(self._seed, "group", group[0], "encode", round_index)
+        packet = codec.encode(vector, dense=dense, generator=draws)
+        return packet, decode(packet), None
 
 
 def travels(plan: RoundPlan, group: Sequence[int]) -> bool:
@@ -118,14 +125,13 @@ def count_bytes(plan: RoundPlan, outcomes: Sequence[Outcome]) -> tuple[int, int]
     return sent, dense
 
 
-def downlinks(
-    plan: RoundPlan, broadcasts: Sequence[Broadcast], outcomes: Sequence[Outcome]
-) -> Mapping[int, Downlink]:
-    """The packets by worker, for those who hold what they are added to: who has just handed in an update."""
-    present = {outcome.worker_id for outcome in outcomes if isinstance(outcome, Update)}
-    return {
+def _sent(state: RunState, plan: RoundPlan, sent: Sequence[Broadcast], *, holders: set[int]) -> RunState:
+    """The state with what was sent; packets go to those who hold what they are added to."""
+    links = {
         worker: each.downlink
-        for group, each in zip(plan.groups, broadcasts, strict=True)
+        for group, each in zip(plan.groups, sent, strict=True)
         for worker in group
-        if each.downlink is not None and worker in present
+        if each.downlink is not None and worker in holders
     }
+    owed = {index: each.owed for index, each in enumerate(sent) if each.owed is not None}
+    return replace(state, committed=tuple(each.weights for each in sent), owed=owed, downlinks=links)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hqde.aggregation import AggregationPolicy, FractionalRule, Mean, Rule, ServerOptimizer
 from hqde.backends import Backend, RaySettings, make_backend
 from hqde.balance import Balancer, RoundRobin, make_balancer
+from hqde.compression import Compression
 from hqde.config import build_config, changed_settings, dump_config, load_tree, without_place
 from hqde.data import Augmentation, Partitioner, Replicate, Splits, Task, make_partitioner
 from hqde.ensemble import Combiner, Ensemble, Evaluation, MeanCombiner, make_combiner

@@ -18,8 +18,10 @@ from hqde.aggregation import (
     make_server_optimizer,
 )
 from hqde.backends import RaySettings
+from hqde.compression import Compression, PackedCodec
 from hqde.config import (
     AggregationSettings,
+    CompressionSettings,
     Config,
     DataSettings,
     EnsembleSettings,
@@ -241,9 +243,7 @@ def _aggregation_settings(rule: Rule | FractionalRule, policy: AggregationPolicy
 
 
 def _compression_settings(compression: Compression) -> CompressionSettings:
-    shared = {
-        f.name: getattr(compression, f.name) for f in fields(compression) if f.name != "codec"
-    }
+    shared = {f.name: getattr(compression, f.name) for f in fields(compression) if f.name != "codec"}
     codec = compression.codec
     if codec is None:
         return CompressionSettings(**shared)

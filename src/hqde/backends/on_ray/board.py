@@ -9,9 +9,9 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from hqde.compression import Packet
 from hqde.backends.on_ray.shipping import as_array
 from hqde.backends.on_ray.weight_store import WeightStore
+from hqde.compression import Packet
 
 Bounds = tuple[tuple[int, int], ...]
 

@@ -305,7 +305,7 @@ class Crew:
 
     def _dispatch(self, order: Order, bounds: Sequence[tuple[int, int]]) -> Running:
         seat, down = self.workers[order.worker_id], order.downlink
-        if down is not None and (seat.restore or seat.held_round != down.base_round):
+        if down is not None and down.base_round and (seat.restore or seat.held_round != down.base_round):
             order, down = replace(order, downlink=None), None
         start = self._start_refs(order)
         slim = replace(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError

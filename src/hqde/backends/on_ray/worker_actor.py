@@ -152,9 +152,11 @@ class WorkerActor:
         else:
             packet = Packet(as_tensor(start[0], torch.uint8))
             order = replace(order, downlink=Downlink(packet, order.downlink.base_round))
-            if self._held is None or self._held[0] != order.downlink.base_round:
-                raise RuntimeError(f"the start of round {order.downlink.base_round} is not here any more")
-            vector = self._held[1] + decode(packet, expected_count=len(self._held[1]))
+            vector = decode(packet)
+            if order.downlink.base_round:
+                if self._held is None or self._held[0] != order.downlink.base_round:
+                    raise RuntimeError(f"the start of round {order.downlink.base_round} is not here any more")
+                vector += self._held[1]
         self._held = (order.round_index, vector)
         return replace(order, start=Weights(vector, order.start.integers))
 
