@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hqde.aggregation import Adaptive, FedAvg, Momentum
+from hqde.compression import Compression, PackedCodec
 from hqde.config import build_config, load_tree, without_place
 from hqde.data import Dirichlet, TensorExamples, make_splits
 from hqde.ensemble import Ensemble
@@ -60,6 +61,9 @@ class Pair(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
         """Logits, the Hugging Face way."""
         return {"logits": self.head(torch.cat([left, right], dim=1))}
+
+
+PACKED = {"quantization_config": {"base_bits": 6}}
 
 
 def system(**settings: Any) -> HQDESystem:
@@ -279,11 +283,26 @@ def test_aggregation_config_is_read(config: dict[str, Any] | None, expected: Any
     assert read_aggregation(config).server == expected
 
 
+def test_quantization_config_sends_fewer_bytes_and_is_remembered() -> None:
+    made = system(topology=FEDAVG, model_class="mlp", model_kwargs={"hidden": [64, 64]}, **PACKED)
+    figures = made.train(DATA, 3)["communication"]
+    assert figures["dense_bytes"] / figures["sent_bytes"] == figures["ratio"] > 3.5
+    again = build_config(config_of(made)).compression.build()
+    assert again == Compression(PackedCodec(bits=6, min_bits=4, max_bits=16))
+    plain = system(topology=FEDAVG, model_class="mlp", model_kwargs={"hidden": [64, 64]})
+    assert plain.train(DATA, 3)["communication"]["ratio"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantization_config": {}}, "updates are sent uncompressed in this version; leave it out"),
-        ({"quantization_config": {"base_bits": 8}}, "base_bits.*uncompressed"),
+        ({"quantization_config": {"base_bit": 8}}, "unknown key 'base_bit'.*did you mean 'base_bits'"),
+        ({"quantization_config": {"base_bits": 3}}, "3.*min.*4|budget"),
+        ({"quantization_config": 8}, "must be a dict of base_bits, min_bits, max_bits, got 8"),
+        (
+            {"quantization_config": {}, "compression": Compression(PackedCodec(bits=4))},
+            "say the same thing; leave one out",
+        ),
         ({"aggregation_config": {"buffer": "local"}}, "unknown key 'buffer'.*did you mean 'buffers'"),
         ({"aggregation_config": {"buffers": "none"}}, "'average' or 'local', got 'none'"),
         ({"aggregation_config": {"server_optimizer": "fedadm"}}, "did you mean 'fedadam'"),

@@ -39,4 +39,6 @@ __all__ = [
 
 def make_codec(name, **o):
     return {"packed": PackedCodec}[name](**o)
+
+
 from hqde.compression.plain import NoCodec as Codec  # tmp
