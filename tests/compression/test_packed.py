@@ -159,7 +159,7 @@ def test_the_bits_depend_on_neither_threads_nor_chunks(
         assert torch.equal(decode(packet), decoded)
     finally:
         torch.set_num_threads(threads)
-    for module in ("packed", "importance"):
+    for module in ("packed_body", "importance"):
         monkeypatch.setattr(f"hqde.compression.{module}.CHUNK", 7)
     assert torch.equal(codec.encode(vector).payload, packet.payload)
     assert torch.equal(decode(packet), decoded)

@@ -1,6 +1,7 @@
 """Vectors as fewer bytes: what matters gets the bits, and what is counted is what travels."""
 
 from hqde.compression.allocation import allocate_bits, linear_bits
+from hqde.compression.entropy import EntropyCodec
 from hqde.compression.feedback import with_feedback
 from hqde.compression.importance import IMPORTANCES, block_spread, magnitude_score
 from hqde.compression.links import Compression, Downlink, Uplink
@@ -9,13 +10,19 @@ from hqde.compression.packet import Packet, decode
 from hqde.compression.packing import BLOCK, pack, pack_blocks, unpack, unpack_blocks
 from hqde.compression.plain import NoCodec
 from hqde.compression.quantize import dequantize_blocks, quantize_blocks
+from hqde.compression.quantizer import AdaptiveQuantizer
 from hqde.compression.ranges import Stream, dense_ranges
+from hqde.compression.registry import CODECS, Codec, make_codec
 
 __all__ = [
     "BLOCK",
+    "CODECS",
     "IMPORTANCES",
+    "AdaptiveQuantizer",
+    "Codec",
     "Compression",
     "Downlink",
+    "EntropyCodec",
     "NoCodec",
     "PackedCodec",
     "Packet",
@@ -28,6 +35,7 @@ __all__ = [
     "dequantize_blocks",
     "linear_bits",
     "magnitude_score",
+    "make_codec",
     "pack",
     "pack_blocks",
     "quantize_blocks",
@@ -35,10 +43,3 @@ __all__ = [
     "unpack_blocks",
     "with_feedback",
 ]
-
-
-def make_codec(name, **o):
-    return {"packed": PackedCodec}[name](**o)
-
-
-from hqde.compression.plain import NoCodec as Codec  # tmp

@@ -21,6 +21,7 @@ FIXED = struct.Struct("<4sHBBQQII")  # magic, version, codec, dtype, total bytes
 CHECKSUM = struct.Struct("<I")  # of all other bytes
 RANGE = np.dtype([("start", "<u8"), ("stop", "<u8"), ("scale", "<f4")])
 ALIGNMENT = 16  # of the body, so that its tables can be read as wider numbers
+FLOAT32_TINY = float(torch.finfo(torch.float32).smallest_normal)
 PREFIX = FIXED.size + CHECKSUM.size
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # A compressed run of zeros is small: without a count to expect, a packet may not ask for more than this.
@@ -186,4 +187,12 @@ def refuse_nonfinite(vector: Tensor) -> None:
         raise NonFiniteError(
             f"{bad} of {vector.numel()} values are NaN, infinite or beyond float32: "
             "such a vector is not compressed"
+        )
+
+
+def check_vector(vector: Tensor) -> None:
+    """Refuse what is not a vector of floating numbers (PreconditionError)."""
+    if vector.dim() != 1 or not vector.is_floating_point():
+        raise PreconditionError(
+            f"a codec takes a floating vector, got {vector.dtype} of shape {tuple(vector.shape)}"
         )

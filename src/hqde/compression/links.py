@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hqde.compression.entropy import EntropyCodec
+from hqde.compression.packed import PackedCodec
 from hqde.compression.packet import Packet
-from hqde.compression.plain import NoCodec as Codec
+from hqde.compression.registry import Codec
 from hqde.errors import ConfigError
 
 
@@ -53,7 +55,7 @@ class Compression:
     down (Seide et al. 2014; Karimireddy et al. 2019; both directions: Tang et al. 2019).
 
     Args:
-        codec: of deltas and weights; ``None`` sends both as they are.
+        codec: of deltas and weights, with a budget of ``bits``; ``None`` sends both as they are.
         downlink: whether weights are encoded too; without it, only deltas are.
         feedback: see above; not with a codec that rounds stochastically.
         warmup_rounds: rounds at the start in which nothing is encoded.
@@ -71,7 +73,7 @@ class Compression:
         (None, 6.0)
     """
 
-    codec: Codec | None = None
+    codec: PackedCodec | EntropyCodec | None = None
     downlink: bool = True
     feedback: bool = True
     warmup_rounds: int = 0
@@ -90,7 +92,7 @@ class Compression:
                 "set compression.feedback = false, or compression.options.rounding = 'nearest'"
             )
         if self.final_bits is not None:
-            replace(self.codec, bits=self.final_bits)  # type: ignore[type-var]  # refuses what is out of range
+            replace(self.codec, bits=self.final_bits)  # refuses what is out of range
 
     def codec_at(self, round_index: int, progress: float) -> Codec | None:
         """The codec of a round, ``progress`` being the fraction of the run that is over at its start."""
@@ -99,5 +101,4 @@ class Compression:
         if self.final_bits is None:
             return self.codec
         bits = self.codec.bits + (self.final_bits - self.codec.bits) * progress
-        codec: Codec = replace(self.codec, bits=bits)  # type: ignore[type-var]
-        return codec
+        return replace(self.codec, bits=bits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from hqde.compression.allocation import allocate_bits, check_bits, linear_bits
-from hqde.compression.header import Header, refuse_nonfinite, scale_dense, seal
-from hqde.compression.importance import CHUNK, Importance, block_spread, check_importance
-from hqde.compression.packet import Packet, in_range, reads_packets
-from hqde.compression.packing import BLOCK, pack, pack_blocks, unpack, unpack_blocks
-from hqde.compression.quantize import Rounding, dequantize_blocks, largest_scale, quantize_blocks
+from hqde.compression.header import Header, check_vector, refuse_nonfinite, scale_dense, seal
+from hqde.compression.importance import Importance, block_spread, check_importance
+from hqde.compression.packed_body import PACKED_ID, UNIT, buckets, chunks, starts
+from hqde.compression.packet import Packet
+from hqde.compression.packing import BLOCK, pack, pack_blocks
+from hqde.compression.quantize import Rounding, check_generator, check_rounding, quantize_blocks
 from hqde.compression.ranges import Range, Stream, as_ranges
-from hqde.errors import ConfigError, NonFiniteError, PacketError, PreconditionError
+from hqde.errors import ConfigError, NonFiniteError, PreconditionError
 
-PACKED_ID = 1
-UNIT = BLOCK // 8  # bytes that one bit of width costs a block
 Allocation = Literal["adaptive", "uniform", "linear"]
 
 
@@ -148,6 +147,35 @@ class PackedCodec:
         return low if low == high else widths
 
 
+def encode_with_widths(vector: Tensor, widths: Tensor) -> tuple[Packet, Tensor]:
+    """A packet whose blocks have widths that somebody else chose.
+
+    Args:
+        vector: ``(n,)`` floating, finite.
+        widths: ``(ceil(n / 128),)`` uint8 in 1 to 16, on the vector's device.
+
+    Returns:
+        the packet, and the scales ``(ceil(n / 128),)`` bfloat16.
+
+    Raises:
+        NonFiniteError: values that are NaN, infinite or beyond float32.
+
+    Example:
+        >>> packet, scales = encode_with_widths(torch.ones(256), torch.tensor([4, 8], dtype=torch.uint8))
+        >>> packet.nbytes - 36, len(scales)
+        (213, 2)
+    """
+    check_vector(vector)
+    stream = Stream(len(vector))
+    blocks = _Blocks(stream, vector)
+    if blocks.num:
+        body = _encode_mixed(blocks, widths, "nearest", None)
+    else:
+        body = _encode_uniform(blocks, 1, "nearest", None)
+    header = Header(PACKED_ID, vector.dtype, stream)
+    return Packet(seal(header, torch.empty(0, dtype=torch.float16), body)), body[1].view(torch.bfloat16)
+
+
 @dataclass(frozen=True)
 class _Blocks:
     """The stream of a vector as rows of 128 float32; the last row is filled up with its own values."""
@@ -175,7 +203,7 @@ def _encode_uniform(
     device = blocks.vector.device
     packed = torch.empty(blocks.num, UNIT * bits, dtype=torch.uint8, device=device)
     scales = torch.empty(blocks.num, dtype=torch.bfloat16, device=device)
-    for start, stop in _chunks(blocks.num, device):
+    for start, stop in chunks(blocks.num, device):
         codes, scales[start:stop] = quantize_blocks(
             blocks.rows(start, stop), bits, rounding=rounding, generator=generator
         )
@@ -187,18 +215,18 @@ def _encode_mixed(
     blocks: _Blocks, widths: Tensor, rounding: Rounding, generator: torch.Generator | None
 ) -> list[Tensor]:
     device = blocks.vector.device
-    starts = _starts(widths)
-    units = torch.empty(int(starts[-1]), dtype=torch.complex128, device=device)  # 16 bytes each
+    begins = starts(widths)
+    units = torch.empty(int(begins[-1]), dtype=torch.complex128, device=device)  # 16 bytes each
     scales = torch.empty(blocks.num, dtype=torch.bfloat16, device=device)
     rows = blocks.rows(0, blocks.num)
-    for bits, members in _buckets(widths):
+    for bits, members in buckets(widths):
         steps = torch.arange(bits, device=device)
-        for start, stop in _chunks(len(members), device):
+        for start, stop in chunks(len(members), device):
             chosen = members[start:stop]
             codes, scales[chosen] = quantize_blocks(
                 rows.index_select(0, chosen), bits, rounding=rounding, generator=generator
             )
-            places = (starts[chosen].unsqueeze(1) + steps).view(-1)
+            places = (begins[chosen].unsqueeze(1) + steps).view(-1)
             units[places] = pack_blocks(codes, bits).view(torch.complex128).view(-1)
     return [
         units.view(torch.float64).view(torch.uint8),
@@ -206,129 +234,3 @@ def _encode_mixed(
         pack((widths - 1).cpu(), 4),
         torch.zeros(1, dtype=torch.uint8),
     ]
-
-
-def _chunks(count: int, device: torch.device) -> Iterator[Range]:
-    """Ranges of blocks whose intermediate results stay in a core's cache; a GPU takes more at a time."""
-    size = CHUNK if device.type == "cpu" else 64 * CHUNK
-    for start in range(0, count, size):
-        yield start, min(start + size, count)
-
-
-def _starts(widths: Tensor) -> Tensor:
-    """``(n + 1,)`` int64: where each block's units begin, and where the last one ends."""
-    return torch.cat([widths.new_zeros(1, dtype=torch.int64), widths.long().cumsum(0)])
-
-
-def _buckets(widths: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Every width that occurs, with the blocks that have it."""
-    for bits in torch.unique(widths).tolist():
-        yield bits, (widths == bits).nonzero().squeeze(1)
-
-
-@dataclass(frozen=True)
-class PackedBody:
-    """Codes block by block, then scales (bfloat16), then widths (4 bits each, if they differ), then one byte.
-
-    The last byte is the width of all blocks, or 0 where they differ.
-    """
-
-    codec_id: ClassVar[int] = PACKED_ID
-    name: ClassVar[str] = "packed"
-    lead: int
-    codes: Tensor
-    scales: Tensor
-    widths: int | Tensor
-
-    def cut(self, start: int, stop: int) -> tuple[int, list[Tensor]]:
-        """The blocks that stream[start:stop] touches."""
-        if start == stop:
-            return 0, [torch.tensor([1], dtype=torch.uint8)]
-        first, last = (self.lead + start) // BLOCK, -(-(self.lead + stop) // BLOCK)
-        scales = self.scales[first:last].view(torch.uint8)
-        lead = (self.lead + start) % BLOCK
-        if isinstance(self.widths, int):
-            step = UNIT * self.widths
-            ends = torch.tensor([self.widths], dtype=torch.uint8)
-            return lead, [self.codes[first * step : last * step], scales, ends]
-        starts = _starts(self.widths)
-        codes = self.codes[UNIT * int(starts[first]) : UNIT * int(starts[last])]
-        kept = self.widths[first:last]
-        ends = torch.zeros(1, dtype=torch.uint8)
-        return lead, [codes, scales, pack(kept - 1, 4), ends]
-
-    def read(self, out: Tensor, header: Header, device: torch.device) -> None:
-        """Decode chunk by chunk into ``out``."""
-        codes, scales, size = self.codes.to(device), self.scales.to(device), header.stream.size
-        if isinstance(self.widths, int):
-            packed = codes.view(-1, UNIT * self.widths)
-            for start, stop in _chunks(len(scales), device):
-                chunk = unpack_blocks(packed[start:stop], self.widths)
-                values = dequantize_blocks(chunk, scales[start:stop], self.widths).view(-1)
-                begin = max(0, start * BLOCK - self.lead)
-                values = values[max(0, self.lead - start * BLOCK) :][: size - begin]
-                header.stream.write(out, begin, in_range(values, header.dtype))
-            return
-        widths = self.widths.to(device)
-        starts, units = _starts(widths), codes.view(torch.complex128)
-        rows = torch.empty(len(scales), BLOCK, device=device)
-        for bits, members in _buckets(widths):
-            steps = torch.arange(bits, device=device)
-            for start, stop in _chunks(len(members), device):
-                chosen = members[start:stop]
-                places = (starts[chosen].unsqueeze(1) + steps).view(-1)
-                packed = units[places].view(-1, bits).view(torch.uint8)
-                rows[chosen] = dequantize_blocks(unpack_blocks(packed, bits), scales[chosen], bits)
-        values = rows.view(-1)[self.lead : self.lead + size]
-        header.stream.write(out, 0, in_range(values, header.dtype))
-
-
-@reads_packets(PACKED_ID)
-def open_packed(header: Header, body: Tensor) -> PackedBody:
-    """Check sizes and scales of a packed body.
-
-    Raises:
-        PacketError: sizes that do not fit the header, or a scale that could decode to something infinite.
-    """
-    num_blocks = -(-(header.lead + header.stream.size) // BLOCK)
-    if header.lead >= BLOCK or (header.lead and not header.stream.size) or not len(body):
-        raise PacketError(
-            f"a packed body of {len(body)} bytes cannot begin {header.lead} values into a block"
-        )
-    bits, rest = int(body[-1]), len(body) - 1 - 2 * num_blocks
-    table = 0 if bits else (num_blocks + 7) // 8 * 4
-    end = rest - table  # of the codes
-    if bits > 16 or end < 0:
-        raise PacketError(f"{num_blocks} blocks of {bits or 'mixed'} bits do not fit into {len(body)} bytes")
-    widths: int | Tensor = bits
-    if not bits:
-        widths = (unpack(body[-1 - table : -1], 4, num_blocks) + 1).to(torch.uint8)
-    total = bits * num_blocks if isinstance(widths, int) else int(widths.sum(dtype=torch.int64))
-    if UNIT * total != end:
-        raise PacketError(f"{num_blocks} blocks have {UNIT * total} bytes of codes, the packet holds {end}")
-    scales = body[end : end + 2 * num_blocks].view(torch.bfloat16)
-    allowed = torch.tensor([0.0, *(largest_scale(b) for b in range(1, 17))])
-    limits = allowed[widths] if isinstance(widths, int) else allowed[widths.long()]
-    if not bool(((scales >= 0) & (scales <= limits)).all()):
-        raise PacketError("a block of the packet has a scale that is negative, NaN or too large")
-    return PackedBody(header.lead, body[:end], scales, widths)
-
-
-def check_vector(vector: Tensor) -> None:
-    """Refuse what is not a vector of floating numbers (PreconditionError)."""
-    if vector.dim() != 1 or not vector.is_floating_point():
-        raise PreconditionError(
-            f"a codec takes a floating vector, got {vector.dtype} of shape {tuple(vector.shape)}"
-        )
-
-
-def check_rounding(rounding: str) -> None:
-    """Refuse an unknown rounding (ConfigError)."""
-    if rounding not in get_args(Rounding):
-        raise ConfigError(f"rounding is one of {', '.join(get_args(Rounding))}, got '{rounding}'")
-
-
-def check_generator(rounding: str, generator: torch.Generator | None) -> None:
-    """Refuse stochastic rounding without a generator (ConfigError)."""
-    if rounding == "stochastic" and generator is None:
-        raise ConfigError("stochastic rounding needs generator=…, e.g. hqde.seeding.generator(seed, 'codec')")

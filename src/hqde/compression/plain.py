@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hqde.compression.header import Header, refuse_nonfinite, seal
-from hqde.compression.packed import check_vector
+from hqde.compression.header import Header, check_vector, refuse_nonfinite, seal
 from hqde.compression.packet import Packet, reads_packets
 from hqde.compression.ranges import Range, Stream
 from hqde.errors import PacketError

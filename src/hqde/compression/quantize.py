@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hqde.compression.header import refuse_nonfinite
+from hqde.errors import ConfigError
 
 Rounding = Literal["nearest", "stochastic"]
 ROUNDINGS = ("nearest", "stochastic")
@@ -135,3 +136,15 @@ def _round_up(values: Tensor) -> Tensor:
     """Non-negative float32 to the next bfloat16 that is not smaller."""
     bits = values.float().contiguous().view(torch.int32)
     return ((bits + 65535) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def check_rounding(rounding: str) -> None:
+    """Refuse an unknown rounding (ConfigError)."""
+    if rounding not in ROUNDINGS:
+        raise ConfigError(f"rounding is one of {', '.join(ROUNDINGS)}, got '{rounding}'")
+
+
+def check_generator(rounding: str, generator: torch.Generator | None) -> None:
+    """Refuse stochastic rounding without a generator (ConfigError)."""
+    if rounding == "stochastic" and generator is None:
+        raise ConfigError("stochastic rounding needs generator=…, e.g. hqde.seeding.generator(seed, 'codec')")

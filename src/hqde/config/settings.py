@@ -15,7 +15,7 @@ from hqde.aggregation import (
     make_rule,
 )
 from hqde.backends import RaySettings
-from hqde.compression import Compression, make_codec
+from hqde.compression import Compression, EntropyCodec, PackedCodec, make_codec
 from hqde.data import Augmentation
 from hqde.errors import ConfigError
 from hqde.rounds import FaultPolicy
@@ -175,6 +175,7 @@ class CompressionSettings:
             ConfigError: a value out of range, or settings that exclude each other.
         """
         codec = None if self.codec == "none" else make_codec(self.codec, bits=self.bits, **self.options)
+        assert codec is None or isinstance(codec, PackedCodec | EntropyCodec)
         return Compression(
             codec,
             downlink=self.downlink,

@@ -81,7 +81,14 @@ class RunState:
         """The same, with what the group's workers have not been sent yet."""
         own = next((i for i, group in enumerate(self.groups) if worker in group), 0)
         weights = self.committed[own]
-        return weights if own not in self.owed else replace(weights, vector=weights.vector + self.owed[own])
+        return weights if own not in self.owed else paid(weights, self.owed[own])
+
+
+def paid(weights: Weights, owed: Tensor) -> Weights:
+    """Weights with what error feedback owed: the first ``len(owed)`` of their coordinates."""
+    vector = weights.vector.clone()
+    vector[: len(owed)] += owed
+    return replace(weights, vector=vector)
 
 
 def pack_state(

@@ -12,7 +12,7 @@ from hqde.backends import Outcome
 from hqde.compression import Codec, Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
 from hqde.rounds.commit import Commit
 from hqde.rounds.experiment import Experiment
-from hqde.rounds.state import RunState
+from hqde.rounds.state import RunState, paid
 from hqde.seeding import generator
 from hqde.topology import RoundPlan
 from hqde.weights import Layout, Weights
@@ -86,8 +86,7 @@ class Traffic:
         last = plan.progress[1] == 1.0
         codec = self._codec(plan, group) if self._compression.downlink and not last else None
         if codec is None:
-            vector = commit.weights.vector if owed is None else commit.weights.vector + owed
-            return Broadcast(replace(commit.weights, vector=vector))
+            return Broadcast(commit.weights if owed is None else paid(commit.weights, owed))
         if not commit.num_samples:
             return Broadcast(commit.weights, owed)
         step = commit.weights.vector - base.vector
@@ -101,9 +100,10 @@ class Traffic:
     def _encode(
         self, codec: Codec, vector: Tensor, owed: Tensor | None, round_index: int, group: Sequence[int]
     ) -> tuple[Packet, Tensor, Tensor | None]:
-        dense = dense_ranges(self._layout_of(group[0]), smallest=self._compression.smallest)
+        layout = self._layout_of(group[0])
+        dense = dense_ranges(layout, smallest=self._compression.smallest)
         if self._compression.feedback:
-            return with_feedback(codec, vector, owed, dense=dense)
+            return with_feedback(codec, vector, owed, num_parameters=layout.num_parameters, dense=dense)
         draws = generator(self._seed, "group", group[0], "encode", round_index)
         packet = codec.encode(vector, dense=dense, generator=draws)
         return packet, decode(packet), None

@@ -247,7 +247,7 @@ def _compression_settings(compression: Compression) -> CompressionSettings:
     codec = compression.codec
     if codec is None:
         return CompressionSettings(**shared)
-    options = {f.name: getattr(codec, f.name) for f in fields(codec) if f.name != "bits"}  # type: ignore[arg-type]
+    options = {f.name: getattr(codec, f.name) for f in fields(codec) if f.name != "bits"}
     return CompressionSettings(codec.name, codec.bits, options=options, **shared)  # type: ignore[arg-type]
 
 

@@ -156,7 +156,7 @@ class Worker:
             self._efficiency = update_efficiency(self._efficiency, loss)
         local = self.layout.read(self._model)
         delta, packet = self._encode(local.vector.sub_(order.start.vector), order)
-        down = order.start.vector if order.downlink is None else order.downlink.packet
+        down = order.start.vector if order.downlink is None else order.downlink
         return Update(
             worker_id=spec.worker_id,
             round_index=order.round_index,
@@ -238,7 +238,9 @@ class Worker:
             draws = generator(self.spec.seed, "worker", self.spec.worker_id, "encode", order.round_index)
             packet = uplink.codec.encode(delta, dense=dense, generator=draws)
             return decode(packet), packet
-        packet, decoded, self._owed = with_feedback(uplink.codec, delta, self._owed, dense=dense)
+        packet, decoded, self._owed = with_feedback(
+            uplink.codec, delta, self._owed, num_parameters=self.layout.num_parameters, dense=dense
+        )
         return decoded, packet
 
     def _rate(self, progress: float) -> float:

@@ -151,11 +151,12 @@ class WorkerActor:
             vector = as_tensor(start[0] if len(start) == 1 else np.concatenate(start), self._dtype())
         else:
             packet = Packet(as_tensor(start[0], torch.uint8))
-            order = replace(order, downlink=Downlink(packet, order.downlink.base_round))
+            down = Downlink(packet, order.downlink.base_round)
+            order = replace(order, downlink=down)
             vector = decode(packet)
-            if order.downlink.base_round:
-                if self._held is None or self._held[0] != order.downlink.base_round:
-                    raise RuntimeError(f"the start of round {order.downlink.base_round} is not here any more")
+            if down.base_round:
+                if self._held is None or self._held[0] != down.base_round:
+                    raise RuntimeError(f"the start of round {down.base_round} is not here any more")
                 vector += self._held[1]
         self._held = (order.round_index, vector)
         return replace(order, start=Weights(vector, order.start.integers))
