@@ -117,19 +117,19 @@ def test_the_worker_owes_exactly_the_error_of_its_packets():
     for round_index in range(1, 5):
         order = orders_of(experiment, round_index)[0]
         exact = plain.train_round(order)
-        update = coded.train_round(replace(order, uplink=Uplink(codec, True, False, 1024)))
+        update = coded.train_round(replace(order, uplink=Uplink(codec, True, False, 512)))
         found, sent = found + exact.delta, sent + update.delta
         owed = coded.state().tensors["owed"]
         kept = torch.ones_like(owed)
-        for start, stop in dense_ranges(layout_of(experiment)):
+        for start, stop in dense_ranges(layout_of(experiment), smallest=512):
             kept[start:stop] = 0.0
         summed = (sent[: len(owed)] + owed) * kept
         torch.testing.assert_close(summed, found[: len(owed)] * kept, atol=1e-5, rtol=1e-4)
         assert owed.norm() < 2 * exact.delta.norm()  # bounded, however many rounds
-    fresh = replace(orders_of(experiment, 4)[0], uplink=Uplink(codec, True, True, 1024))
+    fresh = replace(orders_of(experiment, 4)[0], uplink=Uplink(codec, True, True, 512))
     update = coded.train_round(fresh)
     alone = codec.encode(
-        plain.train_round(orders_of(experiment, 4)[0]).delta, dense=dense_ranges(coded.layout)
+        plain.train_round(orders_of(experiment, 4)[0]).delta, dense=dense_ranges(coded.layout, smallest=512)
     )
     assert update.packet.to_bytes() == alone.to_bytes()
 

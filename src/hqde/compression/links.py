@@ -78,7 +78,7 @@ class Compression:
     feedback: bool = True
     warmup_rounds: int = 0
     final_bits: float | None = None
-    smallest: int = 1024
+    smallest: int = 512
 
     def __post_init__(self) -> None:
         for name, value in (("warmup_rounds", self.warmup_rounds), ("smallest", self.smallest)):

@@ -165,7 +165,7 @@ class CompressionSettings:
     feedback: bool = True
     downlink: bool = True
     warmup_rounds: int = 0
-    smallest: int = 1024
+    smallest: int = 512
     options: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> Compression:
