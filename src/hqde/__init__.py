@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hqde.aggregation import Adaptive, FedAvg, Momentum
+    from hqde.compression import AdaptiveQuantizer, Compression, EntropyCodec, PackedCodec
     from hqde.data import (
         Augmentation,
         Bootstrap,
@@ -40,12 +41,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adaptive",
+    "AdaptiveQuantizer",
     "Augmentation",
     "Bootstrap",
+    "Compression",
     "Dirichlet",
     "Diversity",
     "EfficiencyCombiner",
     "Ensemble",
+    "EntropyCodec",
     "Evaluation",
     "FedAvg",
     "GroupSettings",
@@ -58,6 +62,7 @@ __all__ = [
     "MeanCombiner",
     "ModelSpec",
     "Momentum",
+    "PackedCodec",
     "Recipe",
     "Replicate",
     "Split",
@@ -74,6 +79,7 @@ __version__ = version("hqde")
 
 _NAMES_BY_ROOM = {
     "aggregation": ("Adaptive", "FedAvg", "Momentum"),
+    "compression": ("AdaptiveQuantizer", "Compression", "EntropyCodec", "PackedCodec"),
     "data": (
         "Augmentation",
         "Bootstrap",
