@@ -9,9 +9,17 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hqde.compression.chunks import CHUNK, ESCAPE_LIMIT, FACTORS, write_chunk, write_factors
+from hqde.compression.chunks import (
+    CHUNK,
+    ESCAPE_LIMIT,
+    FACTORS,
+    geometric_entropy,
+    write_chunk,
+    write_factors,
+)
 from hqde.compression.entropy_body import ENTROPY_ID, write_body
 from hqde.compression.header import FLOAT32_TINY, Header, check_vector, refuse_nonfinite, scale_dense, seal
 from hqde.compression.importance import Importance, block_spread, check_importance
@@ -160,7 +168,7 @@ class EntropyCodec:
             if exponents is not None:
                 size = CHUNK // BLOCK
                 blocks = torch.cat([exponents[at // BLOCK : at // BLOCK + size] for at in starts])
-            _, step = search.run(some, blocks, step)
+            step = search.run(some, blocks, step, _Expectation.of(numbers, some, largest))[1]
         return search.run(numbers, exponents, step)[0]
 
     def _body(
@@ -197,6 +205,33 @@ class EntropyCodec:
 
 
 @dataclass(frozen=True)
+class _Expectation:
+    """What a part of the chunks says about all: block by block, a mean magnitude tells about the bits.
+
+    Args:
+        everywhere, here: ``(blocks,)`` mean magnitudes of all and of the part, the largest value being 1.
+    """
+
+    everywhere: NDArray[np.float64]
+    here: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, numbers: Tensor, some: Tensor, largest: float) -> _Expectation:
+        """For ``some`` of the numbers."""
+        full = numbers[: len(numbers) // BLOCK * BLOCK].view(-1, BLOCK)
+        means = torch.cat([(chunk.abs() / largest).mean(dim=1) for chunk in full.split(CHUNK // BLOCK)])
+        own = (some.view(-1, BLOCK).abs() / largest).mean(dim=1)
+        return cls(means.double().numpy(), own.double().numpy())
+
+    def ratio(self, step: float) -> float:
+        """Bits per weight of all over those of the part."""
+        everywhere, here = (
+            float(geometric_entropy(means / step).mean()) for means in (self.everywhere, self.here)
+        )
+        return everywhere / here if here > 0 else 1.0
+
+
+@dataclass(frozen=True)
 class _Search:
     """Looks for the step with which a body meets its codec's budget."""
 
@@ -211,8 +246,14 @@ class _Search:
         step = max(step * self.largest, FLOAT32_TINY)
         return self.codec._body(numbers, step, self.up_at, exponents, self.generator)
 
-    def run(self, numbers: Tensor, exponents: Tensor | None, step: float) -> tuple[list[Tensor], float]:
-        """The largest body found within the budget, and its step."""
+    def run(
+        self,
+        numbers: Tensor,
+        exponents: Tensor | None,
+        step: float,
+        expectation: _Expectation | None = None,
+    ) -> tuple[list[Tensor], float]:
+        """The largest body found within the budget, and its step; ``expectation`` if it is only a part."""
         state = None if self.generator is None else self.generator.get_state()
         best: list[Tensor] = []
         budget, best_bits, best_step = self.codec.bits, -1.0, 4.0
@@ -223,6 +264,8 @@ class _Search:
                 self.generator.set_state(state)  # the packet must not depend on how many trials there were
             body = self.body(numbers, exponents, step)
             bits = 8 * (sum(len(part) for part in body) + HEADER) / len(numbers)
+            if expectation is not None:
+                bits *= expectation.ratio(step)
             if bits <= budget:
                 high, high_bits = step, bits
                 if bits > best_bits:
@@ -233,7 +276,7 @@ class _Search:
                 low, low_bits = step, bits
             # What the sample's entropy misses (headers, the coder's loss, differences between chunks) changes
             # slowly with the step: correct for it, aim a little low, and stay within the bracket.
-            aim = budget * (1 - TOLERANCE / 3)
+            aim = budget * (1 - TOLERANCE / 2)
             wanted = self.sample.rate(step, self.up_at) + aim - bits
             step = self.sample.step_for(max(wanted, 1e-4), self.up_at)
             if low and high < math.inf and (trial >= MOST_TRIALS // 3 or not low < step < high):

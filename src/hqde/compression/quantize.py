@@ -57,7 +57,7 @@ def quantize_blocks(
         refuse_nonfinite(rows)
     half = 2 ** (bits - 1)
     if bits <= SEARCHED_BITS and rounding == "nearest":
-        scales = (tops * _search(magnitudes.div_(_nonzero(tops)), half)).bfloat16()
+        scales = (tops * search_scale(magnitudes.div_(_nonzero(tops)), half)).bfloat16()
     else:
         scales = _round_up(tops / (half - 0.5 if bits <= SEARCHED_BITS else half - 1))
     scales = scales.clamp(max=largest_scale(bits))
@@ -105,7 +105,7 @@ def largest_scale(bits: int) -> float:
     return float(limit.view(torch.int32).bitwise_and_(-65536).view(torch.float32))
 
 
-def _search(shapes: Tensor, half: int) -> Tensor:
+def search_scale(shapes: Tensor, half: int) -> Tensor:
     """``(n, 1)`` best scale for magnitudes ``(n, 128)`` in [0, 1]; the levels are 0.5, 1.5, …, half - 0.5."""
     if half == 1:
         return shapes.mean(dim=1, keepdim=True).mul_(2.0)
