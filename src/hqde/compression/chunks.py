@@ -115,7 +115,7 @@ def _classes(rows: Tensor, stage: Stage) -> NDArray[np.uint8] | None:
         return None
     # Entropy of a geometric distribution with each mean: what the classes save beside what they cost.
     of_classes = np.bincount(classes, weights=means) / numbers
-    saved = _geometric_entropy(means.mean()) - (_geometric_entropy(of_classes) * numbers).sum() / len(rows)
+    saved = geometric_entropy(means.mean()) - (geometric_entropy(of_classes) * numbers).sum() / len(rows)
     size = rows.numel()
     cost = 8.0 * len(compress(classes.tobytes()))
     cost += (len(numbers) - 1) * (stage.overhead_bits(4, 0) + 8 * (HEAD + 4))
@@ -135,7 +135,8 @@ def _joined(numbers: list[int]) -> NDArray[np.uint8]:
     return joins
 
 
-def _geometric_entropy(means: NDArray[np.float64]) -> NDArray[np.float64]:
+def geometric_entropy(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bits per magnitude of geometric distributions with these means."""
     safe = np.maximum(means, 1e-9)
     return (1.0 + safe) * np.log2(1.0 + safe) - safe * np.log2(safe)
 
@@ -166,7 +167,7 @@ def _write_part(rows: Tensor, magnitudes: Tensor | None, stage: Stage) -> bytes:
         # By planes of bytes: the high ones are zeros.
         rare = compress(zigzag.view(np.uint8).reshape(-1, 4).T.tobytes())
         shifted[outside] = 2 * most + 1
-    offsets = bytes(CENTROIDS + 1) if magnitudes is None else _offsets(magnitudes.reshape(-1), sizes)
+    offsets = bytes(CENTROIDS + 1) if magnitudes is None else _offsets(magnitudes.reshape(-1), sizes, counts)
     symbols = stage.write(shifted.to(torch.uint8).numpy(), most)
     return bytes([most]) + len(rare).to_bytes(4, "little") + offsets + rare + symbols
 
@@ -198,13 +199,12 @@ def _read_part(data: bytes, num_blocks: int, step: float, stage: Stage) -> Tenso
     return torch.from_numpy(values).view(num_blocks, BLOCK)
 
 
-def _offsets(magnitudes: Tensor, sizes: Tensor) -> bytes:
+def _offsets(magnitudes: Tensor, sizes: Tensor, counts: NDArray[np.int64]) -> bytes:
     """Where in its cell each level's magnitudes lie on average, in 1/256 of a step: 1 to 8, and all above."""
     classes = sizes.clamp(max=CENTROIDS + 1)
-    counts = torch.bincount(classes, minlength=CENTROIDS + 2)[1:]
-    sums = torch.bincount(classes, weights=magnitudes - sizes, minlength=CENTROIDS + 2)[1:]
-    offsets = (sums / counts.clamp(min=1) * 256).round().clamp(-127, 127).to(torch.int8)
-    return offsets.numpy().tobytes()
+    sums = torch.bincount(classes, weights=magnitudes - sizes, minlength=CENTROIDS + 2)[1:].numpy()
+    numbers = np.append(counts[1 : CENTROIDS + 1], counts[CENTROIDS + 1 :].sum())
+    return np.clip(np.rint(sums / np.maximum(numbers, 1) * 256), -127, 127).astype(np.int8).tobytes()
 
 
 def _best_magnitude(counts: NDArray[np.int64], stage: Stage) -> int:

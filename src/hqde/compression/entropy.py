@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,7 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hqde.compression.chunks import CHUNK, ESCAPE_LIMIT, FACTORS, write_chunk, write_factors
+from hqde.compression.chunks import (
+    CHUNK,
+    FACTORS,
+    write_chunk,
+    write_factors,
+)
 from hqde.compression.entropy_body import ENTROPY_ID, write_body
 from hqde.compression.header import FLOAT32_TINY, Header, check_vector, refuse_nonfinite, scale_dense, seal
 from hqde.compression.importance import Importance, block_spread, check_importance
@@ -19,16 +23,13 @@ from hqde.compression.packet import Packet
 from hqde.compression.packing import BLOCK
 from hqde.compression.quantize import FLOAT32_MAX, Rounding, check_generator, check_rounding
 from hqde.compression.ranges import Range, Stream, as_ranges
+from hqde.compression.search import Part, StepSearch
 from hqde.compression.stages import stage_of
 from hqde.compression.steps import Sample
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError
 
 SAMPLE = 2**17  # values from which step and dead zone are found
 SMALL = 2**14  # values below which the budget leaves out headers and tables
-TOLERANCE = 0.01
-MOST_TRIALS = 12
-SAMPLED_CHUNKS = 12
-HEADER = 48  # bytes that stand before a body without dense ranges
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class EntropyCodec:
         gradient: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Packet:
-        """Compress a vector; arguments and errors as ``PackedCodec.encode``. The work is done on the CPU.
+        """Compress a vector; arguments as ``PackedCodec.encode``. Work and generator are on the CPU.
 
         Raises:
             NonFiniteError, PreconditionError, ConfigError: as ``PackedCodec.encode``.
@@ -120,8 +121,8 @@ class EntropyCodec:
             numbers = numbers / FACTORS[exponents.long()].repeat_interleave(BLOCK)[: len(numbers)]
             largest = min(float(numbers.abs().max()), FLOAT32_MAX)
             numbers = numbers.clamp(-FLOAT32_MAX, FLOAT32_MAX)
-        body = self._search(numbers, largest, exponents, generator)
-        return Packet(seal(header, values, body))
+        body = self._fitted(Part(numbers, exponents), largest, generator)
+        return Packet(seal(header, values, [body]))
 
     def _exponents(self, stream: Stream, numbers: Tensor, gradient: Tensor | None) -> Tensor | None:
         """Per block, which of ``FACTORS`` its step is multiplied by: 1 / √importance, to the next 2^(1/4)."""
@@ -140,38 +141,29 @@ class EntropyCodec:
         quarters = (2.0 * (middle - weight)).round().clamp(-40, 40)  # up to a thousandfold either way
         return (quarters + 128).to(torch.uint8)
 
-    def _search(
-        self, numbers: Tensor, largest: float, exponents: Tensor | None, generator: torch.Generator | None
-    ) -> list[Tensor]:
-        """The body whose size meets the budget."""
-        if not len(numbers) or not largest:
-            return self._body(numbers, 1.0, 0.5, exponents, generator)
-        stride = max(1, len(numbers) // SAMPLE)
-        sample = Sample(np.sort((numbers[::stride].abs().double() / largest).numpy()))
+    def _fitted(self, whole: Part, largest: float, generator: torch.Generator | None) -> Tensor:
+        """The body that meets the budget."""
+        count = len(whole.numbers)
+        if not count or not largest:
+            return self._body(whole, 1.0, 0.5, generator)
+        stride = max(1, count // SAMPLE)
+        sample = Sample(np.sort((whole.numbers[::stride].abs().double() / largest).numpy()))
         step, up_at = sample.best_step(self.bits)
-        search = _Search(self, sample, 0.5 if self.rounding == "stochastic" else up_at, largest, generator)
-        if len(numbers) < SMALL:
-            return search.body(numbers, exponents, step)
-        num_chunks = len(numbers) // CHUNK
-        if num_chunks > 2 * SAMPLED_CHUNKS:  # look for the step where it costs little first
-            starts = [num_chunks * i // SAMPLED_CHUNKS * CHUNK for i in range(SAMPLED_CHUNKS)]
-            some = torch.cat([numbers[start : start + CHUNK] for start in starts])
-            blocks = None
-            if exponents is not None:
-                size = CHUNK // BLOCK
-                blocks = torch.cat([exponents[at // BLOCK : at // BLOCK + size] for at in starts])
-            _, step = search.run(some, blocks, step)
-        return search.run(numbers, exponents, step)[0]
+        if self.rounding == "stochastic":
+            up_at = 0.5
+        state = None if generator is None else generator.get_state()
 
-    def _body(
-        self,
-        numbers: Tensor,
-        step: float,
-        up_at: float,
-        exponents: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> list[Tensor]:
-        stage = stage_of(self.stage)
+        def make(part: Part, step: float) -> Tensor:
+            if generator is not None and state is not None:
+                generator.set_state(state)  # the packet must not depend on how many bodies there were
+            return self._body(part, max(step * largest, FLOAT32_TINY), up_at, generator)
+
+        if count < SMALL:
+            return make(whole, step)
+        return StepSearch(self.bits, sample, up_at, largest, make).find(whole, step)
+
+    def _body(self, part: Part, step: float, up_at: float, generator: torch.Generator | None) -> Tensor:
+        stage, (numbers, exponents) = stage_of(self.stage), (part.numbers, part.exponents)
         step = float(np.float32(min(step, FLOAT32_MAX)))
         chunks = []
         for start in range(0, len(numbers), CHUNK):
@@ -181,7 +173,7 @@ class EntropyCodec:
                 factors = write_factors(exponents[start // BLOCK : (start + CHUNK) // BLOCK])
             chunks.append((factors, data))
         tail = (len(numbers) - 1) % CHUNK + 1 if len(numbers) else 0
-        return [write_body(step, stage, exponents is not None, tail, chunks)]
+        return write_body(step, stage, exponents is not None, tail, chunks)
 
     def _round(
         self, scaled: Tensor, up_at: float, generator: torch.Generator | None
@@ -194,53 +186,3 @@ class EntropyCodec:
         magnitudes = scaled.abs()
         levels = (magnitudes + (1.0 - up_at)).floor_()
         return torch.copysign(levels, scaled), magnitudes
-
-
-@dataclass(frozen=True)
-class _Search:
-    """Looks for the step with which a body meets its codec's budget."""
-
-    codec: EntropyCodec
-    sample: Sample
-    up_at: float
-    largest: float
-    generator: torch.Generator | None
-
-    def body(self, numbers: Tensor, exponents: Tensor | None, step: float) -> list[Tensor]:
-        """The body with this step, in units of the largest value."""
-        step = max(step * self.largest, FLOAT32_TINY)
-        return self.codec._body(numbers, step, self.up_at, exponents, self.generator)
-
-    def run(self, numbers: Tensor, exponents: Tensor | None, step: float) -> tuple[list[Tensor], float]:
-        """The largest body found within the budget, and its step."""
-        state = None if self.generator is None else self.generator.get_state()
-        best: list[Tensor] = []
-        budget, best_bits, best_step = self.codec.bits, -1.0, 4.0
-        low, high = 0.0, math.inf  # a step too fine, one coarse enough, and their sizes
-        low_bits = high_bits = budget
-        for trial in range(MOST_TRIALS):
-            if self.generator is not None and state is not None:
-                self.generator.set_state(state)  # the packet must not depend on how many trials there were
-            body = self.body(numbers, exponents, step)
-            bits = 8 * (sum(len(part) for part in body) + HEADER) / len(numbers)
-            if bits <= budget:
-                high, high_bits = step, bits
-                if bits > best_bits:
-                    best, best_bits, best_step = body, bits, step
-                if bits >= budget * (1 - TOLERANCE):
-                    break
-            else:
-                low, low_bits = step, bits
-            # What the sample's entropy misses (headers, the coder's loss, differences between chunks) changes
-            # slowly with the step: correct for it, aim a little low, and stay within the bracket.
-            aim = budget * (1 - TOLERANCE / 3)
-            wanted = self.sample.rate(step, self.up_at) + aim - bits
-            step = self.sample.step_for(max(wanted, 1e-4), self.up_at)
-            if low and high < math.inf and (trial >= MOST_TRIALS // 3 or not low < step < high):
-                share = min(max((low_bits - aim) / (low_bits - high_bits), 0.1), 0.9)
-                step = low * (high / low) ** share
-            elif not low < step < high:
-                step = 1.3 * low if low else high / 1.3
-            if step * ESCAPE_LIMIT < 2.0 or step > 4.0:
-                break
-        return best or self.body(numbers, exponents, best_step), best_step

@@ -80,7 +80,17 @@ def seal(header: Header, dense_values: Tensor, body: Sequence[Tensor]) -> Tensor
     Returns:
         ``(nbytes,)`` uint8.
     """
-    total = header.body_at + sum(len(part) for part in body)
+    payload = begin(header, dense_values, sum(len(part) for part in body))
+    at = header.body_at
+    for part in body:
+        payload[at : at + len(part)] = part
+        at += len(part)
+    return finish(payload)
+
+
+def begin(header: Header, dense_values: Tensor, body_bytes: int) -> Tensor:
+    """A payload with everything before the body; the body is still to be written, behind ``body_at``."""
+    total = header.body_at + body_bytes
     payload = torch.empty(total, dtype=torch.uint8)
     raw = payload.numpy().data
     stream = header.stream
@@ -96,10 +106,12 @@ def seal(header: Header, dense_values: Tensor, body: Sequence[Tensor]) -> Tensor
     at = header.dense_at + 2 * len(dense_values)
     payload[header.dense_at : at] = dense_values.view(torch.uint8)
     payload[at : header.body_at] = 0
-    at = header.body_at
-    for part in body:
-        payload[at : at + len(part)] = part
-        at += len(part)
+    return payload
+
+
+def finish(payload: Tensor) -> Tensor:
+    """The payload, once its body is written, with its checksum."""
+    raw = payload.numpy().data
     CHECKSUM.pack_into(raw, FIXED.size, checksum(raw))
     return payload
 

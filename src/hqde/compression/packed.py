@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hqde.compression.allocation import allocate_bits, check_bits, linear_bits
-from hqde.compression.header import Header, check_vector, refuse_nonfinite, scale_dense, seal
+from hqde.compression.header import Header, begin, check_vector, finish, refuse_nonfinite, scale_dense, seal
 from hqde.compression.importance import Importance, block_spread, check_importance
 from hqde.compression.packed_body import PACKED_ID, UNIT, buckets, chunks, starts
 from hqde.compression.packet import Packet
 from hqde.compression.packing import BLOCK, pack, pack_blocks
-from hqde.compression.quantize import Rounding, check_generator, check_rounding, quantize_blocks
+from hqde.compression.quantize import Rounding, check_generator, check_rounding, quantize_levels
 from hqde.compression.ranges import Range, Stream, as_ranges
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError
 
@@ -52,7 +52,7 @@ class PackedCodec:
         >>> decode(packet).shape
         torch.Size([12800])
 
-    Source: block floating point with searched scales; see ``quantize_blocks`` and ``allocate_bits``.
+    Source: block floating point with searched scales; see ``quantize_levels`` and ``allocate_bits``.
     """
 
     name: ClassVar[str] = "packed"
@@ -116,15 +116,15 @@ class PackedCodec:
         blocks = _Blocks(stream, vector)
         try:
             values, scales = scale_dense(vector, stream.dense)
+            header = Header(PACKED_ID, vector.dtype, stream, scales)
             widths = self._widths(stream, vector, gradient)
             if isinstance(widths, int):
-                body = _encode_uniform(blocks, widths, self.rounding, generator)
-            else:
-                body = _encode_mixed(blocks, widths, self.rounding, generator)
+                return _encode_uniform(header, values, blocks, widths, self.rounding, generator)
+            body = _encode_mixed(blocks, widths, self.rounding, generator)
         except NonFiniteError:
             refuse_nonfinite(vector)  # in numbers of the whole vector
             raise
-        return Packet(seal(Header(PACKED_ID, vector.dtype, stream, scales), values, body))
+        return Packet(seal(header, values, body))
 
     def _widths(self, stream: Stream, vector: Tensor, gradient: Tensor | None) -> int | Tensor:
         """One width for all blocks, or ``(num_blocks,)`` uint8."""
@@ -167,13 +167,12 @@ def encode_with_widths(vector: Tensor, widths: Tensor) -> tuple[Packet, Tensor]:
     """
     check_vector(vector)
     stream = Stream(len(vector))
-    blocks = _Blocks(stream, vector)
-    if blocks.num:
-        body = _encode_mixed(blocks, widths, "nearest", None)
-    else:
-        body = _encode_uniform(blocks, 1, "nearest", None)
-    header = Header(PACKED_ID, vector.dtype, stream)
-    return Packet(seal(header, torch.empty(0, dtype=torch.float16), body)), body[1].view(torch.bfloat16)
+    header, dense = Header(PACKED_ID, vector.dtype, stream), torch.empty(0, dtype=torch.float16)
+    if not stream.size:
+        packet = _encode_uniform(header, dense, _Blocks(stream, vector), 1, "nearest", None)
+        return packet, torch.empty(0, dtype=torch.bfloat16)
+    body = _encode_mixed(_Blocks(stream, vector.detach()), widths, "nearest", None)
+    return Packet(seal(header, dense, body)), body[1].view(torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -198,17 +197,24 @@ class _Blocks:
 
 
 def _encode_uniform(
-    blocks: _Blocks, bits: int, rounding: Rounding, generator: torch.Generator | None
-) -> list[Tensor]:
-    device = blocks.vector.device
-    packed = torch.empty(blocks.num, UNIT * bits, dtype=torch.uint8, device=device)
-    scales = torch.empty(blocks.num, dtype=torch.bfloat16, device=device)
+    header: Header,
+    dense_values: Tensor,
+    blocks: _Blocks,
+    bits: int,
+    rounding: Rounding,
+    generator: torch.Generator | None,
+) -> Packet:
+    device, end = blocks.vector.device, blocks.num * UNIT * bits
+    payload = begin(header, dense_values, end + 2 * blocks.num + 1)
+    body = payload[header.body_at :]
+    packed, scales = body[:end].view(-1, UNIT * bits), body[end:-1].view(torch.bfloat16)
+    body[-1] = bits
     for start, stop in chunks(blocks.num, device):
-        codes, scales[start:stop] = quantize_blocks(
+        codes, scales[start:stop] = quantize_levels(
             blocks.rows(start, stop), bits, rounding=rounding, generator=generator
         )
         packed[start:stop] = pack_blocks(codes, bits)
-    return [packed.view(-1), scales.view(torch.uint8), torch.tensor([bits], dtype=torch.uint8)]
+    return Packet(finish(payload))
 
 
 def _encode_mixed(
@@ -218,14 +224,17 @@ def _encode_mixed(
     begins = starts(widths)
     units = torch.empty(int(begins[-1]), dtype=torch.complex128, device=device)  # 16 bytes each
     scales = torch.empty(blocks.num, dtype=torch.bfloat16, device=device)
-    rows = blocks.rows(0, blocks.num)
+    full = blocks.stream.size // BLOCK
+    rows, last = blocks.rows(0, full), blocks.rows(full, blocks.num)  # the last one may have to be filled up
     for bits, members in buckets(widths):
         steps = torch.arange(bits, device=device)
         for start, stop in chunks(len(members), device):
             chosen = members[start:stop]
-            codes, scales[chosen] = quantize_blocks(
-                rows.index_select(0, chosen), bits, rounding=rounding, generator=generator
-            )
+            inside = chosen[:-1] if int(chosen[-1]) == full else chosen
+            picked = rows.index_select(0, inside)
+            if len(inside) < len(chosen):
+                picked = torch.cat([picked, last])
+            codes, scales[chosen] = quantize_levels(picked, bits, rounding=rounding, generator=generator)
             places = (begins[chosen].unsqueeze(1) + steps).view(-1)
             units[places] = pack_blocks(codes, bits).view(torch.complex128).view(-1)
     return [

@@ -84,14 +84,27 @@ class PackedBody:
             return
         widths = self.widths.to(device)
         begins, units = starts(widths), codes.view(torch.complex128)
-        rows = torch.empty(len(scales), BLOCK, device=device)
+        # Whole blocks of a vector that is nothing but blocks are decoded to where they belong.
+        direct = header.dtype == torch.float32 and not (header.stream.dense or self.lead)
+        full = size // BLOCK
+        rows = (
+            out[: full * BLOCK].view(-1, BLOCK)
+            if direct
+            else out.new_empty(len(scales), BLOCK, dtype=torch.float32)
+        )
         for bits, members in buckets(widths):
             steps = torch.arange(bits, device=device)
             for start, stop in chunks(len(members), device):
                 chosen = members[start:stop]
                 places = (begins[chosen].unsqueeze(1) + steps).view(-1)
                 packed = units[places].view(-1, bits).view(torch.uint8)
-                rows[chosen] = dequantize_blocks(unpack_blocks(packed, bits), scales[chosen], bits)
+                values = dequantize_blocks(unpack_blocks(packed, bits), scales[chosen], bits)
+                if direct and int(chosen[-1]) == full:
+                    out[full * BLOCK :] = values[-1, : size - full * BLOCK]
+                    chosen, values = chosen[:-1], values[:-1]
+                rows[chosen] = values
+        if direct:
+            return
         values = rows.view(-1)[self.lead : self.lead + size]
         header.stream.write(out, 0, in_range(values, header.dtype))
 

@@ -73,7 +73,8 @@ def pack_blocks(codes: Tensor, bits: int) -> Tensor:
     """Pack every row by itself; a row of 128 codes becomes exactly 16 · bits bytes.
 
     Args:
-        codes: ``(n, m)`` uint8 for up to 8 bits, else int32; m a multiple of 8; values in [0, 2^bits).
+        codes: ``(n, m)`` uint8 for up to 8 bits, else int32, or float32 for any; m a multiple of 8; whole
+            numbers in [0, 2^bits).
         bits: 1 to 16.
 
     Returns:
@@ -84,6 +85,14 @@ def pack_blocks(codes: Tensor, bits: int) -> Tensor:
         torch.Size([3, 48])
     """
     num_rows, size = codes.shape
+    if codes.dtype == torch.float32:
+        if bits in (1, 2, 4):  # one plane: add it up first, and have fewer numbers to convert
+            part, radix = size * bits // 8, 2.0**bits
+            folded = codes[:, :part]
+            for i in range(1, 8 // bits):
+                folded = torch.add(folded, codes[:, i * part : (i + 1) * part], alpha=radix**i)
+            return folded.to(torch.uint8)
+        codes = codes.to(torch.uint8 if bits <= 8 else torch.int32)
     if bits == 8:
         return codes.contiguous()
     packed = codes.new_empty((num_rows, size * bits // 8), dtype=torch.uint8)

@@ -64,9 +64,9 @@ class Zstd:
 
     def write(self, symbols: Symbols, most: int) -> bytes:
         """Magnitudes, then signs."""
-        levels = symbols.astype(np.int16) - most
-        magnitudes = np.abs(levels).astype(np.uint8)  # the escape is K + 1 by itself
-        signs = np.packbits(levels[(magnitudes != 0) & (magnitudes <= most)] < 0)
+        levels = symbols.view(np.int8) - np.int8(most)  # wraps back into range; the escape becomes K + 1
+        magnitudes = np.abs(levels).view(np.uint8)
+        signs = np.packbits(levels[magnitudes - np.uint8(1) < most] < 0)  # what is 0 wraps to the top
         radix = most + 2
         group = per_byte(radix)
         digits = np.zeros((-(-len(symbols) // group), group), dtype=np.uint8)
@@ -86,15 +86,13 @@ class Zstd:
         if len(packed) and packed.max() >= radix**group:
             raise PacketError(f"a byte of the packet is {packed.max()} where {radix**group - 1} is the most")
         magnitudes = packed if group == 1 else _digits(radix)[packed].reshape(-1)[:count]
-        signed = (magnitudes != 0) & (magnitudes <= most)
-        num_signs = int(np.count_nonzero(signed))
-        if len(data) - end != (num_signs + 7) // 8:
-            raise PacketError(
-                f"{num_signs} signs do not make the {len(data) - end} bytes that the packet has"
-            )
-        signs = np.unpackbits(np.frombuffer(data[end:], dtype=np.uint8), count=num_signs)
+        signed = np.flatnonzero(magnitudes - np.uint8(1) < most)  # what is 0 wraps to the top
+        if len(data) - end != (len(signed) + 7) // 8:
+            raise PacketError(f"{len(signed)} signs do not make the {len(data) - end} bytes that there are")
+        signs = np.unpackbits(np.frombuffer(data[end:], dtype=np.uint8), count=len(signed))
+        below = signed[signs.view(np.bool_)]
         symbols = magnitudes + np.uint8(most)
-        symbols[signed] -= 2 * signs * magnitudes[signed]
+        symbols[below] = np.uint8(most) - magnitudes[below]
         return symbols
 
 
