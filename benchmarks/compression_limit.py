@@ -38,11 +38,11 @@ from hqde.compression import (
     dense_ranges,
     dequantize_blocks,
     pack_blocks,
-    quantize_blocks,
     unpack_blocks,
 )
 from hqde.compression.header import checksum
-from hqde.compression.quantize import search_scale
+from hqde.compression.importance import CHUNK
+from hqde.compression.quantize import quantize_levels, search_scale
 from hqde.data import Split, load_splits
 from hqde.models import model_spec
 from hqde.rounds import Experiment
@@ -262,22 +262,24 @@ def speed(calls: int) -> dict[str, dict[str, float]]:
 
 
 def stages(calls: int) -> dict[str, float]:
-    """Where a uniform 4-bit packet's time goes: nanoseconds per number, on a chunk that fits the cache."""
-    rows = torch.randn(512, BLOCK, generator=generator(0, "benchmark", "stages"))
-    codes, scales = quantize_blocks(rows, 4)
+    """Where a uniform 4-bit packet's time goes: nanoseconds per number, on one chunk."""
+    rows = torch.randn(CHUNK, BLOCK, generator=generator(0, "benchmark", "stages"))
+    workspace = torch.empty(3, *rows.shape)
+    codes, scales = quantize_levels(rows, 4)
     packed = pack_blocks(codes, 4)
+    whole = unpack_blocks(packed, 4)
     payload = PackedCodec(4, allocation="uniform").encode(rows.view(-1)).payload
     shapes = rows.abs() / rows.abs().amax(dim=1, keepdim=True)
     ways: dict[str, Callable[[], object]] = {
-        "encode: all of the quantiser": lambda: quantize_blocks(rows, 4),
-        "encode: of it, the search of the scale": lambda: search_scale(shapes, 8),
+        "encode: all of the quantiser": lambda: quantize_levels(rows, 4, workspace=workspace),
+        "encode: of it, the search of the scale": lambda: search_scale(shapes, 8, workspace[1:]),
         "encode: pack": lambda: pack_blocks(codes, 4),
         "both: checksum": lambda: checksum(payload.numpy().data),
         "decode: unpack": lambda: unpack_blocks(packed, 4),
-        "decode: dequantise": lambda: dequantize_blocks(codes, scales, 4),
+        "decode: dequantise": lambda: dequantize_blocks(whole, scales, 4, out=workspace[0]),
     }
-    many = {name: (lambda way=way: [way() for _ in range(50)]) for name, way in ways.items()}
-    return {name: s / 50 / rows.numel() * 1e9 for name, s in turns(many, calls).items()}
+    many = {name: (lambda way=way: [way() for _ in range(20)]) for name, way in ways.items()}
+    return {name: s / 20 / rows.numel() * 1e9 for name, s in turns(many, calls).items()}
 
 
 def show(title: str, lines: Sequence[Line]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hqde.compression.allocation import allocate_bits, check_bits, linear_bits
 from hqde.compression.header import Header, begin, check_vector, finish, refuse_nonfinite, scale_dense, seal
 from hqde.compression.importance import Importance, block_spread, check_importance
-from hqde.compression.packed_body import PACKED_ID, UNIT, buckets, chunks, starts
+from hqde.compression.packed_body import PACKED_ID, UNIT, buckets, chunk_blocks, chunks, starts
 from hqde.compression.packet import Packet
 from hqde.compression.packing import BLOCK, pack, pack_blocks
 from hqde.compression.quantize import Rounding, check_generator, check_rounding, quantize_levels
@@ -209,11 +209,12 @@ def _encode_uniform(
     body = payload[header.body_at :]
     packed, scales = body[:end].view(-1, UNIT * bits), body[end:-1].view(torch.bfloat16)
     body[-1] = bits
+    workspace = torch.empty(3, min(blocks.num, chunk_blocks(device)), BLOCK, device=device)
     for start, stop in chunks(blocks.num, device):
         codes, scales[start:stop] = quantize_levels(
-            blocks.rows(start, stop), bits, rounding=rounding, generator=generator
+            blocks.rows(start, stop), bits, rounding=rounding, generator=generator, workspace=workspace
         )
-        packed[start:stop] = pack_blocks(codes, bits)
+        packed[start:stop] = pack_blocks(codes, bits, overwrite=True)
     return Packet(finish(payload))
 
 
@@ -226,6 +227,7 @@ def _encode_mixed(
     scales = torch.empty(blocks.num, dtype=torch.bfloat16, device=device)
     full = blocks.stream.size // BLOCK
     rows, last = blocks.rows(0, full), blocks.rows(full, blocks.num)  # the last one may have to be filled up
+    workspace = torch.empty(3, min(blocks.num, chunk_blocks(device)), BLOCK, device=device)
     for bits, members in buckets(widths):
         steps = torch.arange(bits, device=device)
         for start, stop in chunks(len(members), device):
@@ -234,9 +236,11 @@ def _encode_mixed(
             picked = rows.index_select(0, inside)
             if len(inside) < len(chosen):
                 picked = torch.cat([picked, last])
-            codes, scales[chosen] = quantize_levels(picked, bits, rounding=rounding, generator=generator)
+            codes, scales[chosen] = quantize_levels(
+                picked, bits, rounding=rounding, generator=generator, workspace=workspace
+            )
             places = (begins[chosen].unsqueeze(1) + steps).view(-1)
-            units[places] = pack_blocks(codes, bits).view(torch.complex128).view(-1)
+            units[places] = pack_blocks(codes, bits, overwrite=True).view(torch.complex128).view(-1)
     return [
         units.view(torch.float64).view(torch.uint8),
         scales.view(torch.uint8),

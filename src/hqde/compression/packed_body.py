@@ -21,9 +21,14 @@ PACKED_ID = 1
 UNIT = BLOCK // 8  # bytes that one bit of width costs a block
 
 
+def chunk_blocks(device: torch.device) -> int:
+    """How many blocks are worked on at a time."""
+    return CHUNK if device.type == "cpu" else 64 * CHUNK
+
+
 def chunks(count: int, device: torch.device) -> Iterator[Range]:
     """Ranges of blocks whose intermediate results stay in a core's cache; a GPU takes more at a time."""
-    size = CHUNK if device.type == "cpu" else 64 * CHUNK
+    size = chunk_blocks(device)
     for start in range(0, count, size):
         yield start, min(start + size, count)
 
@@ -70,6 +75,14 @@ class PackedBody:
         ends = torch.zeros(1, dtype=torch.uint8)
         return lead, [codes, scales, pack(kept - 1, 4), ends]
 
+    @staticmethod
+    def _target(out: Tensor, header: Header, begin: int, end: int) -> Tensor | None:
+        """Where stream[begin:end] stands in ``out``, if it does so in one piece and as float32."""
+        if begin < 0 or end > header.stream.size or header.dtype != torch.float32:
+            return None
+        pieces = list(header.stream.pieces(begin, end))
+        return out[pieces[0][0] : pieces[0][1]].view(-1, BLOCK) if len(pieces) == 1 else None
+
     def read(self, out: Tensor, header: Header, device: torch.device) -> None:
         """Decode chunk by chunk into ``out``."""
         codes, scales, size = self.codes.to(device), self.scales.to(device), header.stream.size
@@ -77,10 +90,12 @@ class PackedBody:
             packed = codes.view(-1, UNIT * self.widths)
             for start, stop in chunks(len(scales), device):
                 chunk = unpack_blocks(packed[start:stop], self.widths)
-                values = dequantize_blocks(chunk, scales[start:stop], self.widths).view(-1)
-                begin = max(0, start * BLOCK - self.lead)
-                values = values[max(0, self.lead - start * BLOCK) :][: size - begin]
-                header.stream.write(out, begin, in_range(values, header.dtype))
+                begin, end = start * BLOCK - self.lead, stop * BLOCK - self.lead
+                target = self._target(out, header, begin, end)
+                values = dequantize_blocks(chunk, scales[start:stop], self.widths, out=target)
+                if target is None:
+                    inside = values.view(-1)[max(0, -begin) :][: size - max(0, begin)]
+                    header.stream.write(out, max(0, begin), in_range(inside, header.dtype))
             return
         widths = self.widths.to(device)
         begins, units = starts(widths), codes.view(torch.complex128)

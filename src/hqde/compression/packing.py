@@ -69,13 +69,14 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return unpack_blocks(packed.unsqueeze(0), bits, size).reshape(-1)[:count].long()
 
 
-def pack_blocks(codes: Tensor, bits: int) -> Tensor:
+def pack_blocks(codes: Tensor, bits: int, *, overwrite: bool = False) -> Tensor:
     """Pack every row by itself; a row of 128 codes becomes exactly 16 · bits bytes.
 
     Args:
         codes: ``(n, m)`` uint8 for up to 8 bits, else int32, or float32 for any; m a multiple of 8; whole
             numbers in [0, 2^bits).
         bits: 1 to 16.
+        overwrite: float32 codes may be used as working memory.
 
     Returns:
         ``(n, m * bits / 8)`` uint8.
@@ -88,9 +89,9 @@ def pack_blocks(codes: Tensor, bits: int) -> Tensor:
     if codes.dtype == torch.float32:
         if bits in (1, 2, 4):  # one plane: add it up first, and have fewer numbers to convert
             part, radix = size * bits // 8, 2.0**bits
-            folded = codes[:, :part]
+            folded = codes[:, :part] if overwrite else codes[:, :part].clone()
             for i in range(1, 8 // bits):
-                folded = torch.add(folded, codes[:, i * part : (i + 1) * part], alpha=radix**i)
+                folded.add_(codes[:, i * part : (i + 1) * part], alpha=radix**i)
             return folded.to(torch.uint8)
         codes = codes.to(torch.uint8 if bits <= 8 else torch.int32)
     if bits == 8:

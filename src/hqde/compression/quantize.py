@@ -38,7 +38,12 @@ def quantize_blocks(
 
 
 def quantize_levels(
-    rows: Tensor, bits: int, *, rounding: Rounding = "nearest", generator: torch.Generator | None = None
+    rows: Tensor,
+    bits: int,
+    *,
+    rounding: Rounding = "nearest",
+    generator: torch.Generator | None = None,
+    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes, still as float32, and one scale per row.
 
@@ -52,6 +57,8 @@ def quantize_levels(
         bits: 1 to 16.
         rounding: "stochastic" is unbiased: E[decoded] = x; its scale never clips.
         generator: for stochastic rounding, on the device of ``rows``.
+        workspace: ``(3, n or more, 128)`` float32 on that device, overwritten: the codes are in it. Whoever
+            has many rows quantises them in chunks with one workspace, so that no memory is asked for anew.
 
     Returns:
         codes ``(n, 128)`` float32, whole numbers in [0, 2^bits); scales ``(n,)`` bfloat16.
@@ -66,13 +73,16 @@ def quantize_levels(
     Source: least-squares refit: Zhang et al. 2018, "LQ-Nets", eq. 7; stochastic rounding: Alistarh et al.
     2017, "QSGD", section 3.1.
     """
-    magnitudes = rows.abs()
+    if workspace is None:
+        workspace = rows.new_empty(3, *rows.shape)
+    spare = workspace[1:, : len(rows)]
+    magnitudes = torch.abs(rows, out=workspace[0, : len(rows)])
     tops = magnitudes.amax(dim=1, keepdim=True)
     if not bool(torch.isfinite(tops).all()):
         refuse_nonfinite(rows)
     half = 2 ** (bits - 1)
     if bits <= SEARCHED_BITS and rounding == "nearest":
-        scales = (tops * search_scale(magnitudes.div_(_nonzero(tops)), half)).bfloat16()
+        scales = (tops * search_scale(magnitudes.div_(_nonzero(tops)), half, spare)).bfloat16()
     else:
         scales = _round_up(tops / (half - 0.5 if bits <= SEARCHED_BITS else half - 1))
     scales = scales.clamp(max=largest_scale(bits))
@@ -81,7 +91,7 @@ def quantize_levels(
     if rounding == "stochastic":
         if bits <= SEARCHED_BITS:
             codes.add_(half - 0.5)
-        below = codes.floor()
+        below = torch.floor(codes, out=spare[0])
         draws = torch.rand(codes.shape, generator=generator, device=codes.device)
         codes = below.add_(draws < codes.sub_(below))
         if bits > SEARCHED_BITS:
@@ -94,13 +104,14 @@ def quantize_levels(
     return codes, scales.squeeze(1)
 
 
-def dequantize_blocks(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
+def dequantize_blocks(codes: Tensor, scales: Tensor, bits: int, *, out: Tensor | None = None) -> Tensor:
     """(code - offset) · scale, exact in float32: the product has at most 24 significant bits.
 
     Args:
         codes: ``(n, 128)`` of ``bits`` bits each.
         scales: ``(n,)`` bfloat16.
         bits: 1 to 16.
+        out: ``(n, 128)`` float32 to write to, if there is one.
 
     Returns:
         ``(n, 128)`` float32.
@@ -110,7 +121,7 @@ def dequantize_blocks(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
         tensor([[-15., 15.]])
     """
     half = 2 ** (bits - 1)
-    values = codes.to(torch.float32)
+    values = codes.to(torch.float32) if out is None else out.copy_(codes)
     return values.sub_(half - 0.5 if bits <= SEARCHED_BITS else half).mul_(scales.float().unsqueeze(1))
 
 
@@ -120,7 +131,7 @@ def largest_scale(bits: int) -> float:
     return float(limit.view(torch.int32).bitwise_and_(-65536).view(torch.float32))
 
 
-def search_scale(shapes: Tensor, half: int) -> Tensor:
+def search_scale(shapes: Tensor, half: int, spare: Tensor) -> Tensor:
     """``(n, 1)`` best scale for magnitudes ``(n, 128)`` in [0, 1]; the levels are 0.5, 1.5, …, half - 0.5."""
     if half == 1:
         return shapes.mean(dim=1, keepdim=True).mul_(2.0)
@@ -131,7 +142,7 @@ def search_scale(shapes: Tensor, half: int) -> Tensor:
     else:
         candidates = [half / fraction for fraction in FRACTIONS[half.bit_length()]]
     best = gain = torch.zeros(len(shapes), 1, device=shapes.device)
-    levels, product = torch.empty_like(shapes), torch.empty_like(shapes)
+    levels, product = spare
     for inverse in candidates:
         torch.mul(shapes, inverse, out=levels).floor_().clamp_(max=half - 1).add_(0.5)
         along = torch.mul(shapes, levels, out=product).sum(dim=1, keepdim=True)
