@@ -10,7 +10,7 @@ import torch
 from hqde.aggregation import make_rule
 from hqde.backends import LocalBackend
 from hqde.checkpoints import CheckpointStore
-from hqde.compression import Compression, PackedCodec, Uplink, decode, dense_ranges
+from hqde.compression import Compression, EntropyCodec, PackedCodec, Uplink, decode, dense_ranges
 from hqde.errors import ConfigError
 from hqde.rounds import Engine
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
@@ -185,6 +185,15 @@ def test_deltas_alone_may_be_encoded():
     assert all(record.dense_bytes / record.sent_bytes < 2 for record in records.rounds)
 
 
+def test_one_bit_near_the_entropy_trains_as_well():
+    compression = Compression(EntropyCodec(bits=1))
+    result, _ = run(wide_experiment(compression, epochs=8, topology=Topology(groups=1)))
+    plain, _ = run(wide_experiment(Compression(), epochs=8, topology=Topology(groups=1)))
+    data = wide_experiment().splits.test
+    assert result.state.totals.dense_bytes / result.state.totals.sent_bytes > 8  # much of it stays dense
+    assert abs(result.ensemble.evaluate(data).accuracy - plain.ensemble.evaluate(data).accuracy) < 0.12
+
+
 def test_stochastic_rounding_is_repeatable_and_owes_nothing():
     compression = Compression(PackedCodec(bits=4, rounding="stochastic"), feedback=False)
     one, other = (run(wide_experiment(compression, topology=Topology(groups=1)))[0] for _ in range(2))
@@ -219,6 +228,7 @@ def test_robust_rules_work_on_decoded_rows():
     [
         ({"codec": PackedCodec(rounding="stochastic")}, "error feedback"),
         ({"codec": PackedCodec(), "final_bits": 40}, "bits per weight lie in 1 to 16, got 40"),
+        ({"codec": EntropyCodec(importance="fisher")}, "needs gradients"),
         ({"warmup_rounds": -1}, "warmup_rounds must not be negative, got -1"),
         ({"smallest": -5}, "smallest must not be negative, got -5"),
     ],

@@ -64,7 +64,7 @@ class Compression:
         smallest: tensors with fewer elements stay dense, as do biases, normalisations and buffers.
 
     Raises:
-        ConfigError: a number is out of range, or feedback meets stochastic rounding.
+        ConfigError: a number is out of range, feedback meets stochastic rounding, or gradients are asked for.
 
     Example:
         >>> from hqde.compression import PackedCodec
@@ -90,6 +90,10 @@ class Compression:
             raise ConfigError(
                 "error feedback is for rounding to the nearest level, stochastic rounding needs none: "
                 "set compression.feedback = false, or compression.options.rounding = 'nearest'"
+            )
+        if self.codec.importance == "fisher":
+            raise ConfigError(
+                "importance 'fisher' needs gradients, and there are none: take 'variance' or 'magnitude'"
             )
         if self.final_bits is not None:
             replace(self.codec, bits=self.final_bits)  # refuses what is out of range
