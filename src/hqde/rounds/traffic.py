@@ -77,8 +77,9 @@ class Traffic:
         codec = self._codec(plan, group) if self._compression.downlink else None
         if codec is None:
             return Broadcast(weights)
-        packet, decoded, owed = self._encode(codec, weights.vector, None, plan.index, group)
-        return Broadcast(replace(weights, vector=decoded), owed, Downlink(packet, base_round=0))
+        packet, decoded, _ = self._encode(codec, weights.vector, None, plan.index, group)
+        # What the packet leaves out of random weights is not owed: it would take bits from what is learnt.
+        return Broadcast(replace(weights, vector=decoded), None, Downlink(packet, base_round=0))
 
     def _after(
         self, commit: Commit, plan: RoundPlan, group: Sequence[int], *, base: Weights, owed: Tensor | None
