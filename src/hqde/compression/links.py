@@ -98,7 +98,7 @@ class Compression:
         if self.final_bits is not None:
             replace(self.codec, bits=self.final_bits)  # refuses what is out of range
 
-    def codec_at(self, round_index: int, progress: float) -> Codec | None:
+    def codec_at(self, round_index: int, progress: float) -> PackedCodec | EntropyCodec | None:
         """The codec of a round, ``progress`` being the fraction of the run that is over at its start."""
         if self.codec is None or round_index <= self.warmup_rounds:
             return None

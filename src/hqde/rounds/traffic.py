@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from hqde.aggregation import Update
 from hqde.backends import Outcome
-from hqde.compression import Codec, Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
+from hqde.compression import (
+    Downlink,
+    EntropyCodec,
+    PackedCodec,
+    Uplink,
+    decode,
+    dense_ranges,
+    with_feedback,
+)
 from hqde.rounds.commit import Commit
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.state import RunState, paid
 from hqde.seeding import generator
 from hqde.topology import RoundPlan
 from hqde.weights import Layout, Weights
+
+# A group's first weights are sent with so many bits at least: at one or two, training starts from others than
+# were drawn, and ends lower (docs/compression.md).
+FIRST_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -77,9 +90,11 @@ class Traffic:
         codec = self._codec(plan, group) if self._compression.downlink else None
         if codec is None:
             return Broadcast(weights)
-        packet, decoded, _ = self._encode(codec, weights.vector, None, plan.index, group)
-        # What the packet leaves out of random weights is not owed: it would take bits from what is learnt.
-        return Broadcast(replace(weights, vector=decoded), None, Downlink(packet, base_round=0))
+        if codec.bits < FIRST_BITS:
+            codec = PackedCodec(bits=FIRST_BITS)
+        # What a packet leaves out of random weights is not owed: it would take bits from what is learnt.
+        packet = codec.encode(weights.vector, dense=self._dense(group), generator=self._draws(plan, group))
+        return Broadcast(replace(weights, vector=decode(packet)), None, Downlink(packet, base_round=0))
 
     def _after(
         self, commit: Commit, plan: RoundPlan, group: Sequence[int], *, base: Weights, owed: Tensor | None
@@ -91,23 +106,24 @@ class Traffic:
         if not commit.num_samples:
             return Broadcast(commit.weights, owed)
         step = commit.weights.vector - base.vector
-        packet, decoded, owed = self._encode(codec, step, owed, plan.index, group)
+        dense = self._dense(group)
+        if self._compression.feedback:
+            size = self._layout_of(group[0]).num_parameters
+            packet, decoded, owed = with_feedback(codec, step, owed, num_parameters=size, dense=dense)
+        else:
+            packet, owed = codec.encode(step, dense=dense, generator=self._draws(plan, group)), None
+            decoded = decode(packet)
         weights = replace(commit.weights, vector=base.vector + decoded)
         return Broadcast(weights, owed, Downlink(packet, base_round=plan.index))
 
-    def _codec(self, plan: RoundPlan, group: Sequence[int]) -> Codec | None:
+    def _codec(self, plan: RoundPlan, group: Sequence[int]) -> PackedCodec | EntropyCodec | None:
         return self._compression.codec_at(plan.index, plan.progress[0]) if travels(plan, group) else None
 
-    def _encode(
-        self, codec: Codec, vector: Tensor, owed: Tensor | None, round_index: int, group: Sequence[int]
-    ) -> tuple[Packet, Tensor, Tensor | None]:
-        layout = self._layout_of(group[0])
-        dense = dense_ranges(layout, smallest=self._compression.smallest)
-        if self._compression.feedback:
-            return with_feedback(codec, vector, owed, num_parameters=layout.num_parameters, dense=dense)
-        draws = generator(self._seed, "group", group[0], "encode", round_index)
-        packet = codec.encode(vector, dense=dense, generator=draws)
-        return packet, decode(packet), None
+    def _dense(self, group: Sequence[int]) -> Sequence[tuple[int, int]]:
+        return dense_ranges(self._layout_of(group[0]), smallest=self._compression.smallest)
+
+    def _draws(self, plan: RoundPlan, group: Sequence[int]) -> torch.Generator:
+        return generator(self._seed, "group", group[0], "encode", plan.index)
 
 
 def travels(plan: RoundPlan, group: Sequence[int]) -> bool:
