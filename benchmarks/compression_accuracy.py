@@ -56,7 +56,7 @@ SETTINGS: dict[str, Setting] = {
     "packed-8": Setting(Compression(PackedCodec(bits=8)), 3.8, 0.005),
     "packed-4": Setting(Compression(PackedCodec(bits=4)), 7.4, 0.005),
     "packed-2": Setting(Compression(PackedCodec(bits=2)), 13.0, 0.01),
-    "entropy-1": Setting(Compression(EntropyCodec(bits=1)), 24.0, 0.01),
+    "entropy-1": Setting(Compression(EntropyCodec(bits=1), smallest=1024), 24.0, 0.01),
 }
 
 _SPLITS: Splits | None = None
