@@ -187,7 +187,7 @@ def _load_member(
     spec = ModelSpec(spec.name, spec.options, factory)
     dropout_rate = entry["dropout_rate"]
     if low_memory and packing is None:
-        raise ArtefactError(f"{path}: {file} holds full weights: compress it with hqde compress {path} first.")
+        raise ArtefactError(f"{path}: {file} holds full weights: compress it first, with hqde compress.")
     empty = low_memory and spec.name in BUILT_IN  # of which it is known that all tensors are in the state
     try:
         with torch.device("meta") if empty else nullcontext():
@@ -223,8 +223,8 @@ def _pack(member: Member, packed: PackedWeights, state: Mapping[str, Tensor]) ->
     changed = packed.changed(state)
     if changed is not None:
         raise PreconditionError(
-            f"member {member.member_id} was compressed and its {changed} changed since: compress it again, or "
-            "set member.packed = None to save full weights."
+            f"member {member.member_id} was compressed and its {changed} changed since: compress it again, "
+            "or set member.packed = None to save full weights."
         )
     return {name: tensor for name, tensor in state.items() if name not in packed.names} | packed.to_tensors()
 

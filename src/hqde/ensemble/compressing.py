@@ -15,7 +15,6 @@ from hqde.compression import BLOCK, allocate_bits, block_spread
 from hqde.data import Examples, as_examples
 from hqde.ensemble.artefact import artefact_content, measure_artefact
 from hqde.ensemble.evaluation import Evaluation
-from hqde.ensemble.members import Member
 from hqde.ensemble.packed_weights import pack_weights, quantisable, refuse_nonfinite
 from hqde.ensemble.sensitivity import WIDTHS, measure_sensitivity, sample_rows
 from hqde.errors import ConfigError, PreconditionError
@@ -59,15 +58,16 @@ def compress_ensemble(
     max_accuracy_loss: float | None = None,
     data: Any = None,
     batch_size: int = 128,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = lambda *_: None,
 ) -> Compressed:
     """Quantise an ensemble's weights; its members then hold what a reader of the saved artefact decodes.
 
     Parameters of two or more dimensions and at least 1024 elements become codes of 2 to 16 bits in blocks of
-    128 with a scale each; what is smaller becomes float16 where it bears it (``pack_weights``). Bits go to the
-    blocks, over all tensors of a member, that lower Σ cₜ · (squared error of block) most, which is the optimum
-    because the error of a block is convex in its bits. With data, cₜ is the measured sensitivity of the
-    tensor (``measure_sensitivity``); without, it is 1. No random numbers: equal arguments give equal bits.
+    128 with a scale each; what is smaller becomes float16 where it bears it (``pack_weights``). Bits go to
+    the blocks, over all tensors of a member, that lower Σ cₜ · (squared error of block) most, which is the
+    optimum because the error of a block is convex in its bits. With data, cₜ is the measured sensitivity of
+    the tensor (``measure_sensitivity``); without, it is 1. No random numbers: equal arguments give equal
+    bits.
 
     Of the three modes one may be given; by default 4 bits.
 
@@ -78,9 +78,9 @@ def compress_ensemble(
         ensemble: left as it is.
         bits: average width over the quantised weights of each member, 2 to 16.
         budget_bytes: the largest directory; the most bits that fit.
-        max_accuracy_loss: the fewest bits, in eighths, whose accuracy on ``data`` is at most so much lower, as a
-            fraction (0.005 is half a point); for regression, whose RMSE is at most so much larger, relative
-            to what it was. Found by bisection, which takes for granted that more bits are not worse.
+        max_accuracy_loss: the fewest bits, in eighths, whose accuracy on ``data`` is at most so much lower,
+            as a fraction (0.005 is half a point); for regression, whose RMSE is at most so much larger,
+            relative to what it was. Found by bisection, which takes for granted that more bits are not worse.
         data: labelled rows, raw, as for ``Ensemble.evaluate``; rows that were not trained on. A subset serves
             to measure sensitivities.
         batch_size: rows at a time.
@@ -101,7 +101,8 @@ def compress_ensemble(
         >>> from hqde.models import ModelSpec
         >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 512, "out_features": 3})
         >>> schema = Schema("classification", "tabular", ("a", "b", "c"), (512,))
-        >>> whole = Ensemble([Member(0, spec, spec.build())], schema=schema, normalization=Normalization.identity())
+        >>> member = Member(0, spec, spec.build())
+        >>> whole = Ensemble([member], schema=schema, normalization=Normalization.identity())
         >>> small = compress_ensemble(whole, bits=3)
         >>> small.bits, small.nbytes < measure_artefact(**artefact_content(whole)) / 2
         (3.0, True)
@@ -113,11 +114,15 @@ def compress_ensemble(
     rows = None if data is None else as_examples(data, task=ensemble.schema.task)
     if rows is not None and len(rows) == 0:
         raise PreconditionError("there are 0 rows to judge the compressed ensemble on: give at least one.")
+    tensors = [quantisable(member.model) for member in ensemble.members]
+    search = _Search(ensemble, tensors, [dict.fromkeys(named, 1.0) for named in tensors])
+    if budget_bytes is not None:
+        search.smallest(budget_bytes)  # refuses before anything takes long
     before = None
     if rows is not None:
         on_progress("uncompressed", 0, 1)
         before = ensemble.evaluate(rows, batch_size=batch_size)
-    search = _Search(ensemble, _tensors(ensemble), _sensitivities(ensemble, rows, on_progress))
+        search = replace(search, costs=_measure(ensemble, tensors, rows, on_progress))
 
     def judge(found: Ensemble) -> Evaluation | None:
         return None if rows is None else found.evaluate(rows, batch_size=batch_size)
@@ -156,23 +161,28 @@ class _Search:
             count += sum(tensor.numel() for tensor in tensors.values())
         found = self.ensemble.with_members(members)
         bits = total / count if count else None
-        label = {"bits": None if bits is None else round(bits, 4), "measured": any(map(_differ, self.costs))}
-        found.provenance = {**found.provenance, LABEL: label}
+        found.provenance = {**found.provenance, LABEL: {"bits": None if bits is None else round(bits, 4)}}
         return Compressed(found, bits, measure_artefact(**artefact_content(found)))
 
-    def to_budget(self, budget_bytes: int) -> Compressed:
-        """The widest that fits."""
+    def smallest(self, budget_bytes: int) -> Compressed:
+        """The narrowest, if it fits."""
         found = self.at(MIN_BITS)
         if found.nbytes > budget_bytes:
             raise PreconditionError(
                 f"the smallest directory, at {MIN_BITS} bits, has {found.nbytes} bytes and the budget is "
                 f"{budget_bytes}: allow at least {found.nbytes}, or keep fewer members."
             )
+        return found
+
+    def to_budget(self, budget_bytes: int) -> Compressed:
+        """The widest that fits."""
+        found = self.smallest(budget_bytes)
         weights = sum(tensor.numel() for tensors in self.tensors for tensor in tensors.values())
         if not weights:
             return found
-        bits = min(MIN_BITS + 8.0 * (budget_bytes - found.nbytes) / weights, float(MAX_BITS))
-        while bits > MIN_BITS:
+        spare = min(budget_bytes - found.nbytes, weights * (MAX_BITS - MIN_BITS) // 8)
+        bits = MIN_BITS + 8.0 * spare / weights
+        while bits > MIN_BITS:  # the first is right but for the tables of widths
             wider = self.at(bits)
             if wider.nbytes <= budget_bytes:
                 return wider
@@ -207,8 +217,8 @@ class _Search:
             low, high = high, high + 1
             if not passes(STEP * MAX_BITS):
                 raise PreconditionError(
-                    f"even {MAX_BITS} bits lose {lost:.6f} on {before.num_rows} rows, and at most {most:g} is "
-                    "allowed: allow more, or give more rows."
+                    f"even {MAX_BITS} bits lose {lost:.6f} on {before.num_rows} rows, and at most {most:g} "
+                    "is allowed: allow more, or give more rows."
                 )
         while high - low > 1:
             middle = (low + high) // 2
@@ -257,36 +267,21 @@ def accuracy_loss(before: Evaluation, after: Evaluation) -> float:
     return (after.rmse - before.rmse) / max(before.rmse, 1e-30)
 
 
-def _tensors(ensemble: Ensemble) -> list[dict[str, Tensor]]:
-    for member in ensemble.members:
-        refuse_nonfinite(member.model, member_id=member.member_id)
-    return [quantisable(member.model) for member in ensemble.members]
-
-
-def _sensitivities(
-    ensemble: Ensemble, rows: Examples | None, on_progress: Progress
+def _measure(
+    ensemble: Ensemble, tensors: list[dict[str, Tensor]], rows: Examples, on_progress: Progress
 ) -> list[dict[str, float]]:
-    everything = _tensors(ensemble)
-    if rows is None:
-        return [dict.fromkeys(tensors, 1.0) for tensors in everything]
-    inputs = sample_rows(rows)
-    total, done = len(WIDTHS) * sum(map(len, everything)), 0
+    """The sensitivity of every tensor of every member."""
+    inputs, total, done = sample_rows(rows), len(WIDTHS) * sum(map(len, tensors)), 0
 
     def on_step() -> None:
         nonlocal done
         done += 1
         on_progress("sensitivity", done, total)
 
-    def measure(member: Member, tensors: dict[str, Tensor]) -> dict[str, float]:
-        return measure_sensitivity(ensemble, member, tensors, inputs, on_step=on_step)
-
     return [
-        measure(member, tensors) for member, tensors in zip(ensemble.members, everything, strict=True)
+        measure_sensitivity(ensemble, member, named, inputs, on_step=on_step)
+        for member, named in zip(ensemble.members, tensors, strict=True)
     ]
-
-
-def _differ(costs: Mapping[str, float]) -> bool:
-    return any(cost != 1.0 for cost in costs.values())
 
 
 def _check_modes(
@@ -297,20 +292,21 @@ def _check_modes(
     data: Any,
 ) -> None:
     modes = {"bits": bits, "budget_bytes": budget_bytes, "max_accuracy_loss": max_accuracy_loss}
-    given = [f"{name}={value:g}" for name, value in modes.items() if value is not None]
+    given = [name for name, value in modes.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} contradict each other: give one of them")
     if bits is not None and not MIN_BITS <= bits <= MAX_BITS:
         raise ConfigError(f"bits per weight lie in {MIN_BITS} to {MAX_BITS} on average, got {bits:g}")
     if max_accuracy_loss is not None and not 0.0 <= max_accuracy_loss < 1.0:
         raise ConfigError(
-            f"the accuracy that may be lost is a fraction, at least 0 and below 1, got {max_accuracy_loss:g}; "
-            "half a point is 0.005"
+            f"the accuracy that may be lost is a fraction, at least 0 and below 1, got "
+            f"{max_accuracy_loss:g}; half a point is 0.005"
         )
     if max_accuracy_loss is not None and data is None:
-        raise PreconditionError("a largest loss of accuracy needs labelled rows to measure it on: give data=….")
-    packed = [member.member_id for member in ensemble.members if member.packed is not None]
-    if packed:
-        raise PreconditionError(
-            f"member {packed[0]} is compressed already: compress the ensemble that it was made from."
-        )
+        raise PreconditionError("a largest loss of accuracy needs labelled rows to measure: give data=….")
+    for member in ensemble.members:
+        if member.packed is not None:
+            raise PreconditionError(
+                f"member {member.member_id} is compressed already: compress the ensemble it was made from."
+            )
+        refuse_nonfinite(member.model, member_id=member.member_id)

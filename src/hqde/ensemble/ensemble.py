@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ class Ensemble:
     def device(self) -> torch.device:
         """Where the members' weights are."""
         for member in self.members:
-            for tensor in (*member.model.parameters(), *member.model.buffers()):
+            for tensor in chain(member.model.buffers(), member.model.parameters()):
                 return tensor.device
         return torch.device("cpu")
 
@@ -296,10 +297,15 @@ class Ensemble:
         data: Any = None,
         batch_size: int = BATCH_SIZE,
     ) -> Ensemble:
-        """A new ensemble whose weights are quantised, and saved as packed codes: ``compress_ensemble``.
+        """A new ensemble of quantised weights, saved as packed codes; see ``compress_ensemble`` for all.
 
-        >>> small = Ensemble.load(path).compress(bits=4)  # doctest: +SKIP
-        >>> small.save("small")  # doctest: +SKIP
+        >>> from hqde.models import ModelSpec
+        >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 512, "out_features": 3})
+        >>> schema = Schema("classification", "tabular", ("a", "b", "c"), (512,))
+        >>> member = Member(0, spec, spec.build())
+        >>> whole = Ensemble([member], schema=schema, normalization=Normalization.identity())
+        >>> whole.compress(bits=4).members[0].packed.nbytes / 4 / member.num_parameters
+        0.14...
         """
         return compress_ensemble(
             self,

@@ -49,7 +49,7 @@ class PackedWeights:
         >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
         >>> packed = pack_weights(model, {"0.weight": 4.0})
         >>> packed.halved, packed.nbytes
-        (('0.bias', '2.bias', '2.weight'), 1504)
+        (('0.bias', '2.bias', '2.weight'), 1538)
         >>> packed.decode()["0.weight"].shape
         torch.Size([32, 64])
     """
@@ -63,7 +63,7 @@ class PackedWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of all packets."""
-        return sum(packet.nbytes for packet in self.quantised.values()) + (self.half.nbytes if self.half else 0)
+        return sum(len(payload) for payload in self.to_tensors().values())
 
     @property
     def names(self) -> frozenset[str]:
@@ -91,7 +91,9 @@ class PackedWeights:
         sizes = [_count(self.shapes[name]) for name in self.halved]
         found = [stop - start for start, stop in self.half.header.stream.dense]
         if found != sizes:
-            raise PacketError(f"the packet of small tensors holds sizes {found[:4]} … instead of {sizes[:4]} …")
+            raise PacketError(
+                f"the packet of small tensors holds sizes {found[:4]} … instead of {sizes[:4]} …"
+            )
         parts = decode(self.half, expected_count=sum(sizes)).split(sizes)
         return {
             name: part.clone().view(self.shapes[name]) for name, part in zip(self.halved, parts, strict=True)
@@ -226,7 +228,7 @@ def pack_weights(model: nn.Module, bits: Mapping[str, float]) -> PackedWeights:
     for name, tensor in sorted(model.state_dict().items()):
         if name in quantised or name in aliases or not isinstance(tensor, Tensor):
             continue
-        if tensor.dtype == torch.float32 and 0 < tensor.numel() and bool(torch.isfinite(tensor).all()):
+        if tensor.dtype == torch.float32 and tensor.numel() > 0 and bool(torch.isfinite(tensor).all()):
             owner = model.get_submodule(name.rpartition(".")[0])
             if name in named or _bears_halving(tensor, exactly=not isinstance(owner, _NormBase)):
                 small[name] = tensor.detach().cpu()
@@ -274,13 +276,16 @@ def _check(packet: Packet, name: str, count: int, dtype: torch.dtype) -> None:
         raise PacketError(f"{name}: {problem}") from problem
     if header.count != count or header.dtype != dtype:
         raise PacketError(
-            f"{name} is packed as {header.count} values of {header.dtype}, expected {count} of {dtype}: {CURE}"
+            f"{name} is packed as {header.count} values of {header.dtype}, expected {count} of {dtype}: "
+            f"{CURE}"
         )
 
 
 def _known(name: str, signature: Signature) -> tuple[Shape, torch.dtype]:
     if name not in signature:
-        raise PacketError(f"{name} is packed and unknown to the model: load it with the class it was saved with")
+        raise PacketError(
+            f"{name} is packed and unknown to the model: load it with the class it was saved with"
+        )
     return signature[name]
 
 
