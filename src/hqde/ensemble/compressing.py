@@ -97,7 +97,7 @@ def compress_ensemble(
 
     Example:
         >>> from hqde.data import Normalization, Schema
-        >>> from hqde.ensemble import Ensemble
+        >>> from hqde.ensemble import Ensemble, Member
         >>> from hqde.models import ModelSpec
         >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 512, "out_features": 3})
         >>> schema = Schema("classification", "tabular", ("a", "b", "c"), (512,))
