@@ -80,7 +80,7 @@ def validation_for(path: Path) -> Examples:
 
     Raises:
         ConfigError: ``path`` is no run that could know it.
-        DataError: the run's data cannot be read any more.
+        HqdeError: the run's data cannot be read any more.
     """
     return _own_splits(path).validation
 

@@ -16,7 +16,7 @@ from hqde.cli.artefacts import artefact_of, open_ensemble, rows_for, validation_
 from hqde.cli.console import Format, FormatOption, err, out, print_json
 from hqde.data import Examples
 from hqde.ensemble import Compressed, Ensemble, Evaluation, compress_ensemble, describe_storage
-from hqde.errors import ConfigError, DataError, HqdeError, did_you_mean
+from hqde.errors import ConfigError, HqdeError, did_you_mean
 
 UNITS = {
     "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
@@ -117,10 +117,8 @@ def _rows(
         return rows_for(path, ensemble, data, target), None
     try:
         return validation_for(path), None
-    except (ConfigError, DataError) as problem:
+    except HqdeError as problem:  # said with the result, or refused where rows are needed
         return None, str(problem)
-    except HqdeError as problem:
-        raise ConfigError(f"the validation split of {path} cannot be read: {problem}") from problem
 
 
 def _document(found: Compressed, sizes: tuple[int, int], out_dir: Path, reason: str | None) -> dict[str, Any]:

@@ -362,7 +362,8 @@ class Ensemble:
             model_class: your model's class where it cannot be imported (because it was defined in a script or
                 notebook), or a dict of classes by saved name where there are several.
             low_memory: keep the weights of a compressed artefact packed; each layer's are decoded when it
-                computes. Predictions have the same bits, and take longer.
+                computes. Predictions have the same bits, and take longer. Models of your own
+                are built whole first, one after the other.
 
         Raises:
             ArtefactError: a file is missing, altered or cut short, of a newer format, or does not fit its
