@@ -450,6 +450,15 @@ def test_a_compressed_artefact_of_a_newer_format_is_refused(tmp_path):
         Ensemble.load(tmp_path / "a")
 
 
+def test_a_large_tensor_is_decoded_in_pieces_to_the_same_bits(monkeypatch):
+    model = nn.Linear(130, 77)
+    whole = pack_weights(model, {"weight": 3.3})
+    expected = decode(whole.quantised["weight"]).view(77, 130)
+    for piece in (128, 1000, 4096):
+        monkeypatch.setattr("hqde.ensemble.packed_weights.PIECE", piece)
+        assert torch.equal(whole.decode_one("weight"), expected)
+
+
 def test_parameters_kept_elsewhere_are_filled(tmp_path):
     model = nn.Sequential(nn.Linear(64, 32))
     held = model[0].weight

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hqde.checkpoints import Bundle, measure_bundle, read_bundle, write_bundle
 from hqde.data import Normalization, Schema, TargetScale
 from hqde.ensemble.combiners import Combiner, make_combiner
-from hqde.ensemble.low_memory import keep_packed
+from hqde.ensemble.low_memory import WithoutDraws, keep_packed
 from hqde.ensemble.members import Member
 from hqde.ensemble.packed_weights import PackedWeights, read_packed
 from hqde.ensemble.prediction import Loss
@@ -188,9 +188,9 @@ def _load_member(
     dropout_rate = entry["dropout_rate"]
     if low_memory and packing is None:
         raise ArtefactError(f"{path}: {file} holds full weights: compress it first, with hqde compress.")
-    empty = low_memory and spec.name in BUILT_IN  # of which it is known that all tensors are in the state
     try:
-        with torch.device("meta") if empty else nullcontext():
+        # Of a built-in network it is known that the state fills all that is drawn.
+        with WithoutDraws() if low_memory and spec.name in BUILT_IN else nullcontext():
             model = _build(spec, dropout_rate)
     except ConfigError as problem:
         cure = "" if spec.name in BUILT_IN else " Give the class: Ensemble.load(path, model_class=YourModel)."
@@ -212,7 +212,7 @@ def _load_member(
             f"{path}: {file} does not fit the architecture {spec.name!r} ({difference}): load it with the "
             "class it was saved with."
         )
-    model.load_state_dict(state, strict=not low_memory, assign=empty)
+    model.load_state_dict(state, strict=not low_memory)
     if low_memory and packed is not None:
         keep_packed(model, packed)
     return Member(int(entry["member"]), spec, model, float(entry["score"]), dropout_rate, packed)

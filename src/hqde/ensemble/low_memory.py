@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hqde.ensemble.packed_weights import PackedWeights
 from hqde.errors import PreconditionError
@@ -76,6 +77,20 @@ class DecodingParameters(dict[str, Any]):
     def packed(self) -> Iterator[PackedParameter]:
         """What is decoded at each look-up."""
         return (value for value in super().values() if isinstance(value, PackedParameter))
+
+
+class WithoutDraws(TorchFunctionMode):
+    """A context in which starting weights are not drawn: memory set aside for them stays untouched."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave out the drawing, by tensors or by ``torch.nn.init`` (which calls theirs out of sight)."""
+        named = kwargs or {}
+        drawing = func in (torch.Tensor.uniform_, torch.Tensor.normal_)
+        if drawing or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def keep_packed(model: nn.Module, packed: PackedWeights) -> frozenset[str]:

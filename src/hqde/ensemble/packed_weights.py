@@ -26,6 +26,7 @@ FLOATS = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }  # as safetensors calls them
+PIECE = 2**19  # values decoded at a time: what decoding needs for itself stays small, and in a core's cache
 RELATIVE_ERROR = 2.0**-10  # what a running mean or variance may lose
 CURE = "copy it again or compress it anew"
 
@@ -77,8 +78,15 @@ class PackedWeights:
             PacketError: the packet is damaged.
         """
         name = self.aliases.get(name, name)
-        shape = self.shapes[name]
-        return decode(self.quantised[name], expected_count=_count(shape), device=device).view(shape)
+        shape, packet = self.shapes[name], self.quantised[name]
+        count = _count(shape)
+        if count <= PIECE:
+            return decode(packet, expected_count=count, device=device).view(shape)
+        values = torch.empty(count, dtype=packet.header.dtype, device=device)
+        for start in range(0, count, PIECE):
+            stop = min(start + PIECE, count)
+            values[start:stop] = decode(packet.cut(start, stop), expected_count=stop - start, device=device)
+        return values.view(shape)
 
     def decode_halved(self) -> dict[str, Tensor]:
         """The small tensors, on the CPU.
