@@ -44,10 +44,7 @@ def write_bundle(
             ``path`` holds files that are no bundle's (they would be lost).
         CheckpointError: (or ``error``) the directory cannot be written.
     """
-    for stem, named in tensors.items():
-        check_stem(stem)
-        _check_tensors(stem, named)
-    render_manifest(manifest, files={})  # refuse before anything is written
+    _check(manifest, tensors)
     target = Path(os.path.realpath(path))
     check_replaceable(target)
     fresh = target.with_name(f".{target.name}.new")
@@ -63,6 +60,25 @@ def write_bundle(
         raise error(
             f"{target} cannot be written ({problem.strerror or problem}): free space or choose another path."
         ) from problem
+
+
+def measure_bundle(*, manifest: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Bytes of all files that ``write_bundle`` would write; nothing touches the disk.
+
+    Raises:
+        PreconditionError: as ``write_bundle``, but for the path.
+
+    >>> measure_bundle(manifest={}, tensors={"state": {"w": torch.ones(2)}})
+    326
+    """
+    _check(manifest, tensors)
+    sizes = 0
+    files: dict[str, dict[str, Any]] = {}
+    for stem in sorted(tensors):
+        entry = _describe(_encode(stem, tensors[stem]))
+        files[stem + TENSOR_SUFFIX] = entry
+        sizes += entry["bytes"]
+    return sizes + len(render_manifest(manifest, files=files))
 
 
 def check_replaceable(path: Path) -> None:
@@ -92,6 +108,14 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def _check(manifest: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse what cannot be written, before anything is."""
+    for stem, named in tensors.items():
+        check_stem(stem)
+        _check_tensors(stem, named)
+    render_manifest(manifest, files={})
+
+
 def _check_tensors(stem: str, named: Mapping[str, Tensor]) -> None:
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
@@ -105,10 +129,14 @@ def _fill(folder: Path, manifest: Mapping[str, Any], tensors: Mapping[str, Mappi
     files: dict[str, dict[str, Any]] = {}
     for stem in sorted(tensors):
         raw = _encode(stem, tensors[stem])
-        files[stem + TENSOR_SUFFIX] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+        files[stem + TENSOR_SUFFIX] = _describe(raw)
         _write_file(folder / (stem + TENSOR_SUFFIX), raw)
     _write_file(folder / MANIFEST_NAME, render_manifest(manifest, files=files))
     _flush_folder(folder)
+
+
+def _describe(raw: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
 
 
 def _encode(stem: str, named: Mapping[str, Tensor]) -> bytes:

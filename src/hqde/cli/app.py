@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import hqde
+from hqde.cli.compress import compress
 from hqde.cli.console import fail
 from hqde.cli.doctor import doctor
 from hqde.cli.drill import drill
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, report, drill, doctor):
+for command in (train, evaluate, predict, compress, report, drill, doctor):
     app.command()(command)
 
 

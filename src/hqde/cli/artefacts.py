@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hqde.backends import BACKENDS, RaySettings
 from hqde.config import build_config, load_data, load_tree
-from hqde.data import Examples, Inputs, load_rows
+from hqde.data import Examples, Inputs, Splits, load_rows
 from hqde.ensemble import Ensemble, InferencePrecision
 from hqde.errors import ArtefactError, ConfigError, did_you_mean
 from hqde.rounds import RunDirectory
@@ -31,20 +31,29 @@ GpusOption = Annotated[
 ]
 
 
-def open_ensemble(path: Path) -> Ensemble:
+def artefact_of(path: Path) -> Path:
+    """The artefact directory that ``path`` is, or that is in it.
+
+    Raises:
+        ArtefactError: a run that is not finished.
+    """
+    run = RunDirectory(path)
+    if not run.config_file.is_file():
+        return path
+    if not run.artefact.exists():
+        raise ArtefactError(
+            f"{path} is a run that has no artefact yet; finish it with hqde train --resume --out {path}"
+        )
+    return run.artefact
+
+
+def open_ensemble(path: Path, *, low_memory: bool = False) -> Ensemble:
     """The ensemble in a run directory or an artefact directory.
 
     Raises:
-        ArtefactError: there is none, or it is damaged.
+        ArtefactError: there is none, or it is damaged, or it is not compressed and ``low_memory``.
     """
-    run = RunDirectory(path)
-    if run.config_file.is_file():
-        if not run.artefact.exists():
-            raise ArtefactError(
-                f"{path} is a run that has no artefact yet; finish it with hqde train --resume --out {path}"
-            )
-        return Ensemble.load(run.artefact)
-    return Ensemble.load(path)
+    return Ensemble.load(artefact_of(path), low_memory=low_memory)
 
 
 def target_for(data: str, ensemble: Ensemble, target: str | None) -> str | None:
@@ -63,10 +72,24 @@ def rows_for(path: Path, ensemble: Ensemble, data: str | None, target: str | Non
     """
     if data is not None:
         return load_rows(data, schema=ensemble.schema, target=target_for(data, ensemble, target))
+    return _own_splits(path).test
+
+
+def validation_for(path: Path) -> Examples:
+    """The validation split of a run.
+
+    Raises:
+        ConfigError: ``path`` is no run that could know it.
+        HqdeError: the run's data cannot be read any more.
+    """
+    return _own_splits(path).validation
+
+
+def _own_splits(path: Path) -> Splits:
     run = RunDirectory(path)
     if not run.config_file.is_file():
         raise ConfigError(f"{path} is an artefact, which does not know its data; name them with --data")
-    return load_data(build_config(load_tree(run.config_file))).test
+    return load_data(build_config(load_tree(run.config_file)))
 
 
 def predict_members(

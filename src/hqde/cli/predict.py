@@ -35,6 +35,10 @@ def predict(
     out_file: Annotated[Path, typer.Option("--out", help="FILE.parquet, FILE.csv or FILE.npz to write.")],
     target: Annotated[str | None, typer.Option(help="Target column of a table, to leave out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    low_memory: Annotated[
+        bool,
+        typer.Option("--low-memory", help="Decode a compressed artefact layer by layer, in less memory."),
+    ] = False,
     precision: PrecisionOption = None,
     backend: BackendOption = "local",
     address: AddressOption = None,
@@ -54,7 +58,10 @@ def predict(
         raise ConfigError(f"{out_file} exists; choose another file, or say --overwrite")
     if not out_file.parent.is_dir():
         raise ConfigError(f"there is no directory {out_file.parent} to write {out_file.name} in")
-    ensemble = open_ensemble(path)
+    if low_memory and (precision is not None or backend != "local"):
+        other = f"--precision {precision}" if precision is not None else f"--backend {backend}"
+        raise ConfigError(f"--low-memory keeps weights packed and {other} decodes them all: leave one out")
+    ensemble = open_ensemble(path, low_memory=low_memory)
     target = target_for(data, ensemble, target)
     inputs = load_inputs(data, schema=ensemble.schema, target=target)
     members = predict_members(

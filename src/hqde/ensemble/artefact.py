@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from hqde.checkpoints import Bundle, read_bundle, write_bundle
+from hqde.checkpoints import Bundle, measure_bundle, read_bundle, write_bundle
 from hqde.data import Normalization, Schema, TargetScale
 from hqde.ensemble.combiners import Combiner, make_combiner
+from hqde.ensemble.low_memory import WithoutDraws, keep_packed
 from hqde.ensemble.members import Member
+from hqde.ensemble.packed_weights import PackedWeights, read_packed
 from hqde.ensemble.prediction import Loss
-from hqde.errors import ArtefactError, ConfigError, PreconditionError
+from hqde.errors import ArtefactError, ConfigError, PacketError, PreconditionError
 from hqde.models import BUILT_IN, ModelSpec
 from hqde.seeding import seeded
+
+if TYPE_CHECKING:
+    from hqde.ensemble.ensemble import Ensemble
 
 KIND = "hqde-ensemble"
 CURE = "copy it again or retrain"
@@ -25,8 +31,50 @@ CURE = "copy it again or retrain"
 ModelClass = Callable[..., nn.Module]
 
 
-def write_artefact(
-    path: str | os.PathLike[str],
+def artefact_content(ensemble: Ensemble) -> dict[str, Any]:
+    """What an ensemble is made of: the arguments of ``write_artefact``, and those of ``Ensemble``."""
+    return {
+        "members": ensemble.members,
+        "schema": ensemble.schema,
+        "normalization": ensemble.normalization,
+        "target_scale": ensemble.target_scale,
+        "combiner": ensemble.combiner,
+        "temperature": ensemble.temperature,
+        "loss": ensemble.loss,
+        "metrics": ensemble.metrics,
+        "provenance": ensemble.provenance,
+    }
+
+
+def write_artefact(path: str | os.PathLike[str], **content: Any) -> None:
+    """Write the artefact at ``path``; see ``Ensemble.save``.
+
+    The manifest holds no times and no paths, and equal arguments give equal bytes.
+
+    Args:
+        path: the directory.
+        content: see ``artefact_content``.
+
+    Raises:
+        PreconditionError: a member's spec does not build the model again, a compressed member was changed,
+            or ``path`` holds other files.
+        ArtefactError: the disk refuses.
+    """
+    manifest, tensors = _assemble(**content)
+    write_bundle(path, manifest=manifest, tensors=tensors, error=ArtefactError)
+
+
+def measure_artefact(**content: Any) -> int:
+    """Bytes of the directory that ``write_artefact`` would write.
+
+    Raises:
+        PreconditionError: as ``write_artefact``, but for the path.
+    """
+    manifest, tensors = _assemble(**content)
+    return measure_bundle(manifest=manifest, tensors=tensors)
+
+
+def _assemble(
     *,
     members: Sequence[Member],
     schema: Schema,
@@ -37,15 +85,8 @@ def write_artefact(
     loss: Loss,
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
-) -> None:
-    """Write the artefact at ``path``; see ``Ensemble.save``.
-
-    The manifest holds no times and no paths, and equal arguments give equal bytes.
-
-    Raises:
-        PreconditionError: a member's spec does not build the model again, or ``path`` holds other files.
-        ArtefactError: the disk refuses.
-    """
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Manifest and tensors of the bundle."""
     signatures: dict[tuple[ModelSpec, float | None], dict[str, tuple[tuple[int, ...], torch.dtype]]] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     entries: list[dict[str, Any]] = []
@@ -61,9 +102,11 @@ def write_artefact(
                 f"{member.spec.name!r} builds ({difference})."
             )
         stem = f"member-{position:03d}"
-        tensors[stem] = state
+        tensors[stem] = state if member.packed is None else _pack(member, member.packed, state)
+        packing = {} if member.packed is None else {"packed": member.packed.to_dict()}
         entries.append(
             {
+                **packing,
                 "member": member.member_id,
                 "file": f"{stem}.safetensors",
                 "spec": member.spec.to_dict(),
@@ -85,11 +128,14 @@ def write_artefact(
         "metrics": dict(metrics),
         "provenance": dict(provenance),
     }
-    write_bundle(path, manifest=manifest, tensors=tensors, error=ArtefactError)
+    return manifest, tensors
 
 
 def read_artefact(
-    path: str | os.PathLike[str], *, model_class: ModelClass | Mapping[str, ModelClass] | None = None
+    path: str | os.PathLike[str],
+    *,
+    model_class: ModelClass | Mapping[str, ModelClass] | None = None,
+    low_memory: bool = False,
 ) -> dict[str, Any]:
     """What ``write_artefact`` was given, without the path; see ``Ensemble.load``.
 
@@ -116,7 +162,7 @@ def read_artefact(
         }
         factories = _choose_classes([spec.name for spec in specs], model_class)
         members = [
-            _load_member(bundle, entry, spec, factories.get(spec.name), path)
+            _load_member(bundle, entry, spec, factories.get(spec.name), path, low_memory)
             for entry, spec in zip(manifest["members"], specs, strict=True)
         ]
     except ArtefactError:
@@ -129,27 +175,58 @@ def read_artefact(
 
 
 def _load_member(
-    bundle: Bundle, entry: Mapping[str, Any], spec: ModelSpec, factory: ModelClass | None, path: Any
+    bundle: Bundle,
+    entry: Mapping[str, Any],
+    spec: ModelSpec,
+    factory: ModelClass | None,
+    path: Any,
+    low_memory: bool,
 ) -> Member:
-    file = str(entry["file"])
+    file, packing = str(entry["file"]), entry.get("packed")
     state = bundle.tensors[file.removesuffix(".safetensors")]
     spec = ModelSpec(spec.name, spec.options, factory)
     dropout_rate = entry["dropout_rate"]
+    if low_memory and packing is None:
+        raise ArtefactError(f"{path}: {file} holds full weights: compress it first, with hqde compress.")
     try:
-        model = _build(spec, dropout_rate)
+        # Of a built-in network it is known that the state fills all that is drawn.
+        with WithoutDraws() if low_memory and spec.name in BUILT_IN else nullcontext():
+            model = _build(spec, dropout_rate)
     except ConfigError as problem:
         cure = "" if spec.name in BUILT_IN else " Give the class: Ensemble.load(path, model_class=YourModel)."
         raise ArtefactError(
             f"{path}: member {entry['member']} cannot be built: {problem}.{cure}"
         ) from problem
-    difference = _difference(_signature(state), _signature(model.state_dict()))
+    signature = _signature(model.state_dict())
+    packed, found = None, _signature(state)
+    try:
+        if packing is not None:
+            packed, state = read_packed(packing, state, signature)
+            state |= packed.decode_halved() if low_memory else packed.decode()
+            found = {name: signature[name] for name in packed.names} | _signature(state)
+    except PacketError as problem:
+        raise ArtefactError(f"{path}: {file} cannot be unpacked: {problem}.") from problem
+    difference = _difference(found, signature)
     if difference:
         raise ArtefactError(
             f"{path}: {file} does not fit the architecture {spec.name!r} ({difference}): load it with the "
             "class it was saved with."
         )
-    model.load_state_dict(state, strict=True)
-    return Member(int(entry["member"]), spec, model, float(entry["score"]), dropout_rate)
+    model.load_state_dict(state, strict=not low_memory)
+    if low_memory and packed is not None:
+        keep_packed(model, packed)
+    return Member(int(entry["member"]), spec, model, float(entry["score"]), dropout_rate, packed)
+
+
+def _pack(member: Member, packed: PackedWeights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a compressed member's file."""
+    changed = packed.changed(state)
+    if changed is not None:
+        raise PreconditionError(
+            f"member {member.member_id} was compressed and its {changed} changed since: compress it again, "
+            "or set member.packed = None to save full weights."
+        )
+    return {name: tensor for name, tensor in state.items() if name not in packed.names} | packed.to_tensors()
 
 
 def _build(spec: ModelSpec, dropout_rate: float | None) -> nn.Module:

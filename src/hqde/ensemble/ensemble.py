@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hqde.data import Normalization, Schema, TargetScale, as_examples
-from hqde.ensemble.artefact import read_artefact, write_artefact
+from hqde.ensemble.artefact import artefact_content, read_artefact, write_artefact
 from hqde.ensemble.calibration import apply_temperature, check_temperature, fit_temperature
 from hqde.ensemble.combiners import Combiner, MeanCombiner
+from hqde.ensemble.compressing import compress_ensemble
 from hqde.ensemble.evaluation import Evaluation, evaluate_classification, evaluate_regression
 from hqde.ensemble.inference import InferencePrecision, ready_for_inference
 from hqde.ensemble.inputs import input_batches, labelled_batches
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
-from hqde.ensemble.prediction import LOSSES, Loss, predict_members
+from hqde.ensemble.prediction import Loss, choose_loss, predict_members
 from hqde.ensemble.regression import pool_normals, split_variance
-from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, did_you_mean
+from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError
 from hqde.metrics import Uncertainty, auroc, uncertainty
 
 BATCH_SIZE = 128
@@ -79,7 +81,7 @@ class Ensemble:
         self.target_scale = TargetScale() if target_scale is None else target_scale
         self.combiner: Combiner = MeanCombiner() if combiner is None else combiner
         self.temperature = float(temperature)
-        self.loss: Loss = _check_loss(loss, schema)
+        self.loss: Loss = choose_loss(loss, schema)
         self.metrics: dict[str, Any] = dict(metrics or {})
         self.provenance: dict[str, Any] = dict(provenance or {})
         ids = [member.member_id for member in self.members]
@@ -117,14 +119,14 @@ class Ensemble:
     def device(self) -> torch.device:
         """Where the members' weights are."""
         for member in self.members:
-            for tensor in (*member.model.parameters(), *member.model.buffers()):
+            for tensor in chain(member.model.buffers(), member.model.parameters()):
                 return tensor.device
         return torch.device("cpu")
 
     def to(self, device: torch.device | str) -> Ensemble:
         """Move the members' models to ``device``, in place; ensembles that share them move along."""
         for member in self.members:
-            member.model.to(device)
+            member.to(device)
         return self
 
     def predict_members(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Tensor:
@@ -267,32 +269,52 @@ class Ensemble:
 
     def with_temperature(self, temperature: float) -> Ensemble:
         """A new ensemble of the same members with another temperature."""
-        return self._with(self.members, temperature)
+        return Ensemble(**{**artefact_content(self), "temperature": temperature})
 
     def select(self, positions: Sequence[int]) -> Ensemble:
         """A new ensemble of the members at these positions; they keep their ids, and it the temperature."""
-        return self._with([self.members[position] for position in positions], self.temperature)
+        return self.with_members([self.members[position] for position in positions])
 
     def for_inference(self, precision: InferencePrecision = "fp32") -> Ensemble:
         """A new ensemble that predicts the same but for rounding, and faster; it cannot be saved.
 
         Batch normalisations are folded into convolutions; with ``"bf16"`` members compute in bfloat16.
         """
-        ready = [replace(m, model=ready_for_inference(m.model, precision)) for m in self.members]
-        return self._with(ready, self.temperature)
-
-    def _with(self, members: Sequence[Member], temperature: float) -> Ensemble:
-        return Ensemble(
-            members,
-            schema=self.schema,
-            normalization=self.normalization,
-            target_scale=self.target_scale,
-            combiner=self.combiner,
-            temperature=temperature,
-            loss=self.loss,
-            metrics=self.metrics,
-            provenance=self.provenance,
+        return self.with_members(
+            [replace(m, model=ready_for_inference(m.model, precision), packed=None) for m in self.members]
         )
+
+    def with_members(self, members: Sequence[Member]) -> Ensemble:
+        """A new ensemble of other members, with everything else as it is here."""
+        return Ensemble(**{**artefact_content(self), "members": members})
+
+    def compress(
+        self,
+        bits: float | None = None,
+        *,
+        budget_bytes: int | None = None,
+        max_accuracy_loss: float | None = None,
+        data: Any = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Ensemble:
+        """A new ensemble of quantised weights, saved as packed codes; see ``compress_ensemble`` for all.
+
+        >>> from hqde.models import ModelSpec
+        >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 512, "out_features": 3})
+        >>> schema = Schema("classification", "tabular", ("a", "b", "c"), (512,))
+        >>> member = Member(0, spec, spec.build())
+        >>> whole = Ensemble([member], schema=schema, normalization=Normalization.identity())
+        >>> whole.compress(bits=4).members[0].packed.nbytes / 4 / member.num_parameters
+        0.14...
+        """
+        return compress_ensemble(
+            self,
+            bits=bits,
+            budget_bytes=budget_bytes,
+            max_accuracy_loss=max_accuracy_loss,
+            data=data,
+            batch_size=batch_size,
+        ).ensemble
 
     def to_torch_module(self) -> EnsembleModule:
         """A module whose ``forward`` takes raw inputs and returns what ``combine`` would, for export.
@@ -316,21 +338,11 @@ class Ensemble:
         Atomic; an older artefact at ``path`` is replaced. Equal ensembles give equal bytes.
 
         Raises:
-            PreconditionError: ``path`` holds other files, or a member could not be built again from its spec.
+            PreconditionError: ``path`` holds other files, a member could not be built again from its spec, or
+                a compressed one was changed.
             ArtefactError: the disk refuses.
         """
-        write_artefact(
-            path,
-            members=self.members,
-            schema=self.schema,
-            normalization=self.normalization,
-            target_scale=self.target_scale,
-            combiner=self.combiner,
-            temperature=self.temperature,
-            loss=self.loss,
-            metrics=self.metrics,
-            provenance=self.provenance,
-        )
+        write_artefact(path, **artefact_content(self))
 
     @classmethod
     def load(
@@ -338,6 +350,7 @@ class Ensemble:
         path: str | os.PathLike[str],
         *,
         model_class: Callable[..., nn.Module] | Mapping[str, Callable[..., nn.Module]] | None = None,
+        low_memory: bool = False,
     ) -> Ensemble:
         """The ensemble that ``save`` wrote, on the CPU; predictions are the same bit for bit.
 
@@ -348,12 +361,15 @@ class Ensemble:
             path: the artefact's directory.
             model_class: your model's class where it cannot be imported (because it was defined in a script or
                 notebook), or a dict of classes by saved name where there are several.
+            low_memory: keep the weights of a compressed artefact packed; each layer's are decoded when it
+                computes. Predictions have the same bits, and take longer. Models of your own
+                are built whole first, one after the other.
 
         Raises:
             ArtefactError: a file is missing, altered or cut short, of a newer format, or does not fit its
-                architecture; or a class cannot be imported.
+                architecture; a class cannot be imported; or ``low_memory`` and nothing is compressed.
         """
-        content = read_artefact(path, model_class=model_class)
+        content = read_artefact(path, model_class=model_class, low_memory=low_memory)
         try:
             return cls(**content)
         except (ConfigError, PreconditionError) as problem:
@@ -377,14 +393,3 @@ class Ensemble:
             low, high, most = int(targets.min()), int(targets.max()), self.schema.num_classes - 1
             if low < 0 or high > most:
                 raise DataError(f"labels lie in {low}..{high}, and the classes are 0..{most}: correct them.")
-
-
-def _check_loss(loss: Loss | None, schema: Schema) -> Loss:
-    fitting = tuple(
-        known for known in LOSSES if (known == "cross_entropy") == (schema.task == "classification")
-    )
-    if loss is None:
-        return fitting[0]
-    if loss not in fitting:
-        raise ConfigError(f"loss {loss!r} does not fit {schema.task}: {did_you_mean(str(loss), fitting)}")
-    return loss

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
+from hqde.ensemble.low_memory import move_model
+from hqde.ensemble.packed_weights import PackedWeights
 from hqde.errors import NonFiniteError, PreconditionError
 from hqde.models import ModelSpec
 
@@ -21,6 +24,8 @@ class Member:
         model: the trained module. It is put into evaluation mode here and before each prediction.
         score: the efficiency score, finite; what ``EfficiencyCombiner`` weighs by.
         dropout_rate: the rate the model was built with, or None for the one in the spec's options.
+        packed: what a compressed member is saved as; the model holds the same weights, decoded. None: its
+            weights are saved as they are.
 
     >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 2, "out_features": 3})
     >>> Member(0, spec, spec.build()).num_parameters
@@ -32,6 +37,7 @@ class Member:
     model: nn.Module
     score: float = 1.0
     dropout_rate: float | None = None
+    packed: PackedWeights | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.member_id < 0:
@@ -44,3 +50,7 @@ class Member:
     def num_parameters(self) -> int:
         """How many numbers the model's parameters hold; buffers do not count."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the model to ``device``, in place."""
+        move_model(self.model, device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hqde.data import Inputs, Normalization, Schema, TargetScale, num_rows
 from hqde.ensemble.inputs import check_finite, check_inputs, move_inputs
 from hqde.ensemble.members import Member
-from hqde.errors import NonFiniteError, PreconditionError
+from hqde.errors import ConfigError, NonFiniteError, PreconditionError, did_you_mean
 from hqde.models import call_model
 
 Loss: TypeAlias = Literal["cross_entropy", "mse", "gaussian_nll"]
@@ -102,6 +102,22 @@ def interpret_outputs(outputs: Tensor, *, loss: Loss, target_scale: TargetScale)
     mean, log_variance = outputs.unbind(dim=1)
     variance = torch.exp(log_variance.clamp(*LOG_VARIANCE_BOUNDS))
     return torch.stack([target_scale.invert(mean), target_scale.invert_variance(variance)], dim=1)
+
+
+def choose_loss(loss: Loss | None, schema: Schema) -> Loss:
+    """``loss``, or the first that fits the task if it is None.
+
+    Raises:
+        ConfigError: it does not fit the task.
+    """
+    fitting = tuple(
+        known for known in LOSSES if (known == "cross_entropy") == (schema.task == "classification")
+    )
+    if loss is None:
+        return fitting[0]
+    if loss not in fitting:
+        raise ConfigError(f"loss {loss!r} does not fit {schema.task}: {did_you_mean(str(loss), fitting)}")
+    return loss
 
 
 def check_outputs(outputs: Tensor, *, member: Member, rows: int, schema: Schema, loss: Loss) -> None:
