@@ -3,7 +3,7 @@
     python benchmarks/compression_accuracy.py --data cifar10:DIR [--jobs 2] [--seeds 3] [--out results.json]
                                               [--settings fp32 packed-8 packed-4 packed-2 entropy-1]
 
-`cnn` on 20 000 images, four workers with 5 000 each, rounds of 20 steps, bfloat16. Either all four are averaged
+`cnn` on 20 000 images, four workers with 5 000 each, rounds of 20 steps, bfloat16. Either all are averaged
 (FedAvg, one member) or two and two (two members). Deltas go up and weights come down encoded, with error
 feedback both ways. Bytes are those of the packets, headers and dense tensors included; `ratio` is what the
 same rounds send as float32 over what they sent. Accuracy is of the ensemble on the 5 000 test images.
