@@ -38,8 +38,8 @@ def record(index=1, *, loss=0.5):
     }  # fmt: skip
     return {
         "round": index, "epoch": index, "progress": index / 4, "groups": [[0], [1]],
-        "scope": "none", "wall_s": 1.0, "phases": {"train": 0.75, "evaluate": 0.25}, "workers": workers, "validation": validation,
-        "sent_bytes": 1000, "dense_bytes": 4000,
+        "scope": "none", "wall_s": 1.0, "phases": {"train": 0.75, "evaluate": 0.25}, "workers": workers,
+        "validation": validation, "sent_bytes": 1000, "dense_bytes": 4000,
     }  # fmt: skip
 
 
