@@ -1,4 +1,4 @@
-"""``hqde evaluate``, ``predict``, ``report`` and ``doctor`` on what a training left."""
+"""``hqde evaluate``, ``predict`` and ``report`` on what a training left."""
 
 from __future__ import annotations
 
@@ -116,14 +116,6 @@ def test_report_is_made_anew(hqde, run, tmp_path):
     done = hqde("report", run, "--out", "again.html", "--format", "json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["bytes"] == (tmp_path / "again.html").stat().st_size
-
-
-def test_doctor_trains_briefly_and_finds_the_extras(hqde):
-    done = hqde("doctor", "--format", "json")
-    assert done.code == 0, done.err
-    findings = {finding["what"]: finding for finding in json.loads(done.out)["findings"]}
-    assert "worker-samples/s" in findings["self-test"]["found"]
-    assert "pyarrow" in findings["extra data"]["found"]
 
 
 def test_version_and_help(hqde):
