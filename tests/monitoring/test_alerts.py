@@ -173,6 +173,12 @@ def test_members_that_get_better_and_agree_more_are_a_normal_run():
     assert told(rounds) == []
 
 
+def test_members_that_are_right_about_everything_may_agree():
+    apart = [round_of([worker(0)], effective=1.3)] * 3
+    right = [round_of([worker(0)], effective=1.001, disagreement=0.0, accuracy=(1.0, 1.0))] * 5
+    assert told([*apart, *right]) == []
+
+
 def test_members_that_were_averaged_on_purpose_are_one_model_and_nobody_minds():
     assert told([round_of([worker(0)], effective=1.0, disagreement=0.0, scope="global")] * 5) == []
 

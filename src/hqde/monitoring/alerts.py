@@ -236,7 +236,7 @@ DEFAULT_RULES: Mapping[str, AlertRule] = {
         message="the training loss of {detail} is not finite: lower the learning rate, or look at the data",
     ),
     "diversity": AlertRule(
-        "member_difference", below=0.1, clear=0.15, for_readings=3,
+        "member_difference", below=0.05, clear=0.1, for_readings=3,
         message="your members are becoming one model ({detail}): synchronise groups less often, or raise "
         "their diversity",
     ),

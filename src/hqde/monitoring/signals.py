@@ -113,6 +113,8 @@ class RoundSignals:
         shares = []
         error = mean_of([1.0 - score["accuracy"] for score in scores if score.get("accuracy") is not None])
         disagreement = validation.get("disagreement")
+        if error == 0:  # they agree because they are right
+            return Signal(None)
         if error and disagreement is not None:
             shares.append(min(1.0, disagreement / (2.0 * error)))
         if self._peak - 1.0 > LEAST_PEAK:
