@@ -20,6 +20,7 @@ from hqde.monitoring.probes import Probes
 from hqde.monitoring.prometheus import PrometheusExporter
 from hqde.monitoring.registry import EXPORTERS, make_exporter
 from hqde.monitoring.sampler import Sampler
+from hqde.monitoring.scalars import resource_scalars, round_scalars
 from hqde.monitoring.settings import Monitoring
 from hqde.monitoring.signals import RoundSignals, sample_signals
 from hqde.monitoring.system_metrics import GpuMetrics, ProcessMetrics, SystemMetrics
@@ -52,5 +53,7 @@ __all__ = [
     "judge",
     "make_exporter",
     "make_rules",
+    "resource_scalars",
+    "round_scalars",
     "sample_signals",
 ]
