@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hqde.errors import HqdeError
     from hqde.estimators import HQDEClassifier, HQDERegressor
     from hqde.models import ModelSpec, model_spec
+    from hqde.monitoring import PerformanceMonitor, SystemMetrics
     from hqde.rounds import GroupSettings
     from hqde.system import HQDESystem, create_hqde_system
     from hqde.topology import Topology
@@ -63,10 +64,12 @@ __all__ = [
     "ModelSpec",
     "Momentum",
     "PackedCodec",
+    "PerformanceMonitor",
     "Recipe",
     "Replicate",
     "Split",
     "Splits",
+    "SystemMetrics",
     "Topology",
     "__version__",
     "as_examples",
@@ -95,6 +98,7 @@ _NAMES_BY_ROOM = {
     "errors": ("HqdeError",),
     "estimators": ("HQDEClassifier", "HQDERegressor"),
     "models": ("ModelSpec", "model_spec"),
+    "monitoring": ("PerformanceMonitor", "SystemMetrics"),
     "rounds": ("GroupSettings",),
     "system": ("HQDESystem", "create_hqde_system"),
     "topology": ("Topology",),

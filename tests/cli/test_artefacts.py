@@ -1,9 +1,10 @@
-"""``hqde evaluate``, ``predict``, ``report`` and ``doctor`` on what a training left."""
+"""``hqde evaluate``, ``predict`` and ``report`` on what a training left."""
 
 from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -118,15 +119,19 @@ def test_report_is_made_anew(hqde, run, tmp_path):
     assert json.loads(done.out)["bytes"] == (tmp_path / "again.html").stat().st_size
 
 
-def test_doctor_trains_briefly_and_finds_the_extras(hqde):
-    done = hqde("doctor", "--format", "json")
-    assert done.code == 0, done.err
-    findings = {finding["what"]: finding for finding in json.loads(done.out)["findings"]}
-    assert "worker-samples/s" in findings["self-test"]["found"]
-    assert "pyarrow" in findings["extra data"]["found"]
-
-
 def test_version_and_help(hqde):
     assert hqde("--version").out.strip() == "0.2.0"
     assert "train" in hqde("--help").out
     assert "train" in hqde().out
+
+
+def test_several_runs_are_compared_and_one_is_exported(hqde, run, tmp_path):
+    assert not (run / "events.jsonl").exists()  # a normal run is quiet
+    shutil.copytree(run, tmp_path / "copy")
+    done = hqde("report", run, tmp_path / "copy", "--format", "json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["report"] == "comparison.html"
+    done = hqde("report", run, "--export", "csv", "--out", "tables", "--format", "json")
+    assert json.loads(done.out)["tables"][-1] == "tables/workers.csv"
+    assert hqde("report", run, "--export", "xls").code == 2
+    assert hqde("report", run, tmp_path / "copy", "--export", "csv").code == 2

@@ -19,6 +19,7 @@ from hqde.ensemble import Ensemble
 
 SMALL = ("--workers", 2, "--groups", 2, "--epochs", 2, "--set", "model.options.hidden=[8]")
 RUN_FILES = {"artefact", "checkpoints", "config.toml", "evaluation.json", "history.jsonl", "metrics.json"}
+RUN_FILES |= {"resources.jsonl"}
 
 
 def tensor_hashes(artefact):
@@ -150,6 +151,11 @@ def test_a_worker_whose_loss_is_nan_is_rejected_and_the_run_says_so(hqde, table,
     done = hqde("train", "--data", table, *options, *faster, "--out", "run")
     assert done.code == 0, done.err
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    alerts = [
+        (e["round"], e["worker"], e["reason"].partition(":")[0]) for e in events if e["kind"] == "alert"
+    ]
+    assert alerts == [(1, 3, "loss"), (3, None, "rejections")]
+    events = [event for event in events if event["kind"] != "alert"]
     assert {(e["kind"], e["worker"]) for e in events} == {("rejected", 3)}
     assert [e["round"] for e in events] == [1, 2, 3]
     assert all("not finite" in e["reason"] or "training loss is nan" in e["reason"] for e in events)
@@ -178,6 +184,18 @@ def refused(done, *words):
         (["--epochs", -2], ["epochs must be at least 1, got -2"]),
         (["--model", "cnnn"], ["unknown model 'cnnn'", "did you mean 'cnn'"]),
         (["--backend", "locl"], ["unknown backend 'locl'", "did you mean 'local'"]),
+        (["--metrics-port", 99999], ["monitoring.metrics_port", "65535", "99999"]),
+        (
+            ["--set", "monitoring.exporters=['tensorbord']"],
+            ["unknown exporter", "did you mean 'tensorboard'"],
+        ),
+        (["--set", "monitoring.exporters=['nobody:Here']"], ["exporter 'nobody:Here'", "No module named"]),
+        (
+            ["--set", "monitoring.rules.memory.abov=3"],
+            ["monitoring.rules.memory.abov", "did you mean 'above'"],
+        ),
+        (["--set", "monitoring.interval_s=-1"], ["monitoring.interval_s must be 0 (off) or at least 0.01"]),
+        (["--set", "monitoring.webhook=example.org"], ["monitoring.webhook must start with http://"]),
         (["--set", "run.ep0chs=3"], ["unknown setting 'run.ep0chs'", "did you mean 'epochs'"]),
         (["--set", "runs.epochs=3"], ["unknown setting 'runs'", "did you mean 'run'"]),
         (["--set", "run.epochs"], ["'run.epochs' is not a setting"]),

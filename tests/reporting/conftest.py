@@ -95,6 +95,30 @@ def history(
     return lines
 
 
+def resources(num_samples: int, num_rounds: int) -> list[dict[str, Any]]:
+    """A sample for each second, spread over the rounds; what no machine has is null."""
+    return [
+        {
+            "timestamp": 1_767_323_045.0 + second,  # 2026-01-02T03:04:05 UTC
+            "monotonic_s": float(second),
+            "cpu_percent": None if second == 0 else 60 + 20 * math.sin(second),
+            "memory_percent": 40.0,
+            "process_cpu_percent": 150.0,
+            "process_rss_bytes": 500_000_000 + 1_000_000 * second,
+            "disk_io_write_mb": 2.0 * second,
+            "disk_write_bytes_per_s": 2.0 * 2**20,
+            "network_sent_mb": 0.0,
+            "network_sent_bytes_per_s": 0.0,
+            "gpu_utilization": None,
+            "processes": [{"pid": 1, "name": "python"}],
+            "gpus": [],
+            "round": 1 + second * num_rounds // num_samples,
+            "phase": "train",
+        }
+        for second in range(num_samples)
+    ]
+
+
 def picture(number: int, *, size: int = 8, channels: int = 1) -> dict[str, Any]:
     """A blob whose place depends on ``number``."""
     cx, cy = number % size, (number // 2) % size
@@ -219,6 +243,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         finished: bool = True,
         classes: list[str] | None = None,
         events: list[dict[str, Any]] | None = None,
+        num_samples: int = 0,
         change: Callable[[list[dict[str, Any]], dict[str, Any], dict[str, Any]], None] | None = None,
     ) -> Path:
         run = tmp_path / name
@@ -237,6 +262,9 @@ def write_run(tmp_path: Path) -> WriteRun:
         (run / "config.toml").write_text(CONFIG)
         (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events or []))
+        if num_samples:
+            samples = resources(num_samples, num_rounds)
+            (run / "resources.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         if finished:
             (run / "metrics.json").write_text(json.dumps(figures))
             (run / "evaluation.json").write_text(json.dumps(evaluation))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hqde.errors import RunError
-from hqde.reporting import build_report, read_run
+from hqde.reporting import build_comparison, build_report, read_run
 
 WriteRun = Callable[..., Path]
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -193,7 +193,18 @@ def test_only_the_last_events_of_many_are_listed(write_run: WriteRun) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_groups", [4, 64])
 def test_64_workers_and_1000_rounds_stay_small_and_quick(write_run: WriteRun, num_groups: int) -> None:
-    run = write_run(num_workers=64, num_groups=num_groups, num_rounds=1000, branch_at=500)
+    def sundry(lines: list[dict[str, Any]], *_: dict[str, Any]) -> None:
+        for line in lines:
+            for row in line["workers"]:
+                reliability = 0.9 - 0.005 * row["worker"]
+                row |= {"data_s": 0.1, "encode_s": 0.05, "reliability": reliability}
+            line["workers"][5]["status"] = "rejected"
+
+    event = {"time": "2026-01-02T03:05:00+00:00", "kind": "rejected", "worker": 5, "reason": "not finite"}
+    run = write_run(
+        num_workers=64, num_groups=num_groups, num_rounds=1000, branch_at=500, num_samples=20_000,
+        events=[event | {"round": index} for index in range(1, 1001)], change=sundry,
+    )  # fmt: skip
     started = time.process_time()  # not the wall clock: the machine may be busy with other things
     page = build_report(run)
     assert time.process_time() - started < 10
@@ -221,6 +232,8 @@ def console_of(page: Path, profile: Path) -> str:
 def test_a_browser_has_nothing_to_complain_about(write_run: WriteRun, tmp_path: Path) -> None:
     page = build_report(hostile(write_run))
     assert console_of(page, tmp_path / "profile") == ""
+    compared = build_comparison([write_run("one"), write_run("two", num_samples=30)], tmp_path / "both.html")
+    assert console_of(compared, tmp_path / "profile 3") == ""
     # The same check must see a complaint where there is one: the page's own policy forbids scripts.
     html = page.read_text(encoding="utf-8").replace("</body>", "<script>1</script></body>")
     page.write_text(html, encoding="utf-8")

@@ -81,6 +81,9 @@ class Update:
         packet: the encoded delta, of which ``delta`` is what decodes from it; ``None`` when it was not
             encoded, or when the delta has left its process, as a packet, already.
         sent_bytes, received_bytes: what the worker hands in and what it was given, as they travel.
+        data_s, encode_s: of ``seconds``, waiting for batches, and encoding the delta.
+        cpu_s: processor time of the worker's process meanwhile, all threads together.
+        peak_rss_bytes: most memory that its process ever had; ``None`` where it has none of its own.
     """
 
     worker_id: int
@@ -98,3 +101,7 @@ class Update:
     packet: Packet | None = None
     sent_bytes: int = 0
     received_bytes: int = 0
+    data_s: float | None = None
+    encode_s: float | None = None
+    cpu_s: float | None = None
+    peak_rss_bytes: int | None = None

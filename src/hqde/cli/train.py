@@ -51,6 +51,9 @@ def train(
     bits: Annotated[
         float | None, typer.Option(help="Send deltas and weights packed, with so many bits per weight.")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics at this port while the run goes.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random stream.")] = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Run directory; default runs/NAME-NNN.")
@@ -70,6 +73,7 @@ def train(
         "compression": {"codec": None if bits is None else "packed", "bits": bits},
         "run": {"workers": most, "epochs": epochs, "backend": backend, "seed": seed},
         "ray": {"address": address, "min_workers": least},
+        "monitoring": {"metrics_port": metrics_port},
     }
     given = merge_trees(
         load_tree(config) if config is not None else {},
@@ -113,6 +117,7 @@ def train(
                 checkpoint_every=settings.run.checkpoint_every,
                 listeners=(progress,),
                 resume=resume,
+                monitoring=settings.monitoring,
             )
     except KeyboardInterrupt:
         err.print(f"interrupted; go on with: hqde train --resume --out {directory.path}", soft_wrap=True)

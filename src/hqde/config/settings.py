@@ -18,6 +18,7 @@ from hqde.backends import RaySettings
 from hqde.compression import Compression, EntropyCodec, PackedCodec, make_codec
 from hqde.data import Augmentation
 from hqde.errors import ConfigError
+from hqde.monitoring import Monitoring
 from hqde.rounds import FaultPolicy
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe
@@ -280,6 +281,7 @@ class Config:
     run: RunSettings = RunSettings()
     faults: FaultPolicy = FaultPolicy()
     ray: RaySettings = RaySettings()
+    monitoring: Monitoring = field(default_factory=Monitoring)
     group: dict[str, GroupConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -101,7 +101,7 @@ def dump_config(config: Config) -> str:
 def changed_settings(old: Config, new: Config) -> list[str]:
     """Names of the settings that decide a run's weights and in which two configurations differ.
 
-    Where workers live does not count: a run may go on elsewhere.
+    Where workers live, and who watches, does not count: a run may go on elsewhere.
 
     >>> changed_settings(build_config({}), build_config({"run": {"seed": 1, "backend": "ray"}}))
     ['run.seed']
@@ -110,12 +110,12 @@ def changed_settings(old: Config, new: Config) -> list[str]:
 
 
 def without_place(tree: Mapping[str, Any]) -> Tree:
-    """A configuration's tree without what says where workers live: the weights do not depend on it.
+    """A configuration's tree without where workers live and who watches: the weights do not depend on it.
 
     >>> without_place({"run": {"backend": "ray", "seed": 0}, "ray": {"plan": "tree"}})
     {'run': {'seed': 0}}
     """
-    kept = {name: value for name, value in tree.items() if name != "ray"}
+    kept = {name: value for name, value in tree.items() if name not in ("ray", "monitoring")}
     return kept | {"run": {name: value for name, value in kept.get("run", {}).items() if name != "backend"}}
 
 

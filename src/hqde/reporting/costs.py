@@ -10,14 +10,14 @@ from hqde.reporting.record import Round, RunRecord
 from hqde.reporting.scales import byte_unit, bytes_text, percent, seconds_text, short
 from hqde.reporting.timeline import group_style
 
-KNOWN_PHASES = ("train", "aggregate", "evaluate", "checkpoint")
+KNOWN_PHASES = ("train", "aggregate", "encode", "commit", "evaluate", "checkpoint")
 MANY_BARS = 60
 MOST_NAMED_WORKERS = 16
 
 
 def cost_figures(record: RunRecord) -> list[Figure]:
     """Time and bytes per round."""
-    figures = [_time(record), _workers_time(record), _bytes(record)]
+    figures = [_time(record), _workers_time(record), _workers_parts(record), _bytes(record)]
     return [figure for figure in figures if figure is not None]
 
 
@@ -85,6 +85,8 @@ def _time(record: RunRecord) -> Figure | None:
     verb = {
         "train": "Training",
         "aggregate": "Aggregation",
+        "encode": "Encoding",
+        "commit": "Committing",
         "evaluate": "Evaluation",
         "checkpoint": "Checkpointing",
     }
@@ -133,6 +135,43 @@ def _workers_time(record: RunRecord) -> Figure | None:
         title = f"Worker {slowest} is the slowest: {times_longer} times the median worker's time"
     legend = (Key("ink", "dash", f"median worker {seconds_text(usual)}"),)
     return Figure(title, panel.render(title), "Colours are groups, as above.", legend)
+
+
+def _workers_parts(record: RunRecord) -> Figure | None:
+    """What each worker's time goes to: waiting for data, encoding, and computing."""
+    sums: dict[int, list[float]] = {}
+    for line in record.rounds:
+        for row in line.workers:
+            if row.seconds is not None and row.data_s is not None:
+                parts = sums.setdefault(row.worker, [0.0, 0.0, 0.0, 0.0])
+                encode_s = row.encode_s or 0.0
+                computing = max(0.0, row.seconds - row.data_s - encode_s)
+                for i, seconds in enumerate((computing, row.data_s, encode_s, 1.0)):
+                    parts[i] += seconds
+    if not sums:
+        return None
+    names = ("computing", "waiting for data", "encoding")
+    means = {worker: [part / parts[3] for part in parts[:3]] for worker, parts in sorted(sums.items())}
+    tallest = max(sum(parts) for parts in means.values())
+    unit = 1e3 if tallest < 1 else 1.0
+    few = len(means) <= MOST_NAMED_WORKERS
+    panel = Panel(
+        (min(means) - 0.5, max(means) + 0.5), (0, 1.05 * tallest * unit or 1.0),
+        x_label="worker", x_ticks=[(worker, str(worker)) for worker in means] if few else None,
+        y_label=f"mean time per round ({'ms' if unit > 1 else 's'})",
+    )  # fmt: skip
+    for worker, parts in means.items():
+        bottom = 0.0
+        for index, (name, seconds) in enumerate(zip(names, parts, strict=True)):
+            top = bottom + seconds * unit
+            words = f"worker {worker}: {name} {seconds_text(seconds)} per round"
+            panel.box((worker - 0.4, bottom), (worker + 0.4, top), f"bar {colour(index)}", words)
+            bottom = top
+    whole = sum(sum(parts) for parts in means.values()) or 1.0
+    shares = [sum(parts[i] for parts in means.values()) / whole for i in range(3)]
+    title = f"Workers wait for data {percent(shares[1], 0)} of their time, and encode {percent(shares[2], 0)}"
+    legend = tuple(Key(colour(i), "bar", f"{name} {percent(shares[i])}") for i, name in enumerate(names))
+    return Figure(title, panel.render(title), "", legend)
 
 
 def _bytes(record: RunRecord) -> Figure | None:

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hqde.errors import RunError
 from hqde.reporting.costs import cost_figures
+from hqde.reporting.faults import fault_figures
 from hqde.reporting.headline import run_facts, run_title, sentences, tiles, warnings
 from hqde.reporting.membership import member_figures
 from hqde.reporting.panel import Figure, Table
@@ -20,6 +22,7 @@ from hqde.reporting.reading import read_run
 from hqde.reporting.record import Event, RunRecord
 from hqde.reporting.regression import regression_figures
 from hqde.reporting.reliability import reliability_figures
+from hqde.reporting.resources import resource_figures
 from hqde.reporting.validation_curves import rounds_table, validation_figures
 from hqde.reporting.worker_curves import worker_figures
 
@@ -54,21 +57,30 @@ def build_report(run_dir: Path, out: Path | None = None) -> Path:
     """
     out = Path(run_dir) / "report.html" if out is None else Path(out)
     if out.is_dir():
-        raise RunError(f"{out} is a directory: name the file the report is to be written to.")
-    page = render_report(read_run(Path(run_dir)))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Class names may hold what UTF-8 cannot say (a lone surrogate from a JSON escape).
-    _write_atomically(out, page.encode("utf-8", errors="xmlcharrefreplace"))
+        raise _is_directory(out)
+    return write_page(render_report(read_run(Path(run_dir))), out)
+
+
+def write_page(page: str, out: Path) -> Path:
+    """Write a page whole or not at all.
+
+    Raises:
+        RunError: ``out`` is a directory, or cannot be written.
+    """
+    if out.is_dir():
+        raise _is_directory(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Class names may hold what UTF-8 cannot say (a lone surrogate from a JSON escape).
+        _write_atomically(out, page.encode("utf-8", errors="xmlcharrefreplace"))
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error}") from error
     return out
 
 
 def render_report(record: RunRecord) -> str:
     """The page's HTML for a run. A pure function: no files, no clock."""
-    environment = Environment(
-        loader=PackageLoader("hqde.reporting", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("template.html").render(
+    return render_page(
         title=run_title(record),
         facts=run_facts(record),
         finished=record.finished,
@@ -84,6 +96,27 @@ def render_report(record: RunRecord) -> str:
     )
 
 
+def render_page(**parts: Any) -> str:
+    """The template with its parts; those that are left out are empty."""
+    environment = Environment(
+        loader=PackageLoader("hqde.reporting", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    empty = {
+        "tiles": [],
+        "examples": [],
+        "regression": False,
+        "tempered": False,
+        "events": None,
+        "config": "",
+    }
+    return environment.get_template("template.html").render(empty | parts)
+
+
+def _is_directory(out: Path) -> RunError:
+    return RunError(f"{out} is a directory: name the file the report is to be written to.")
+
+
 def _sections(record: RunRecord) -> list[Section]:
     learning = (*validation_figures(record), *worker_figures(record))
     found = [
@@ -92,6 +125,8 @@ def _sections(record: RunRecord) -> list[Section]:
         Section("calibration", "Calibration", tuple(reliability_figures(record))),
         Section("predictions", "Predictions", tuple(regression_figures(record))),
         Section("costs", "Time and bytes", tuple(cost_figures(record))),
+        Section("resources", "The machine", tuple(resource_figures(record))),
+        Section("faults", "What happened", tuple(fault_figures(record))),
     ]
     return [section for section in found if section.figures]
 

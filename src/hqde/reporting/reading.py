@@ -7,7 +7,18 @@ from pathlib import Path
 
 from hqde.errors import RunError
 from hqde.reporting.document import Document
-from hqde.reporting.record import Event, MemberScore, Round, RunRecord, ValidationScore, WorkerRound
+from hqde.reporting.record import (
+    Event,
+    MemberScore,
+    ResourceSample,
+    Round,
+    RunRecord,
+    ValidationScore,
+    WorkerRound,
+)
+
+# A chart shows fewer points than this.
+MOST_SAMPLES = 4000
 
 
 def read_run(run_dir: Path) -> RunRecord:
@@ -46,6 +57,7 @@ def read_run(run_dir: Path) -> RunRecord:
         events=tuple(_event(line) for line in _read_lines(run_dir / "events.jsonl")),
         metrics=_read_object(run_dir / "metrics.json"),
         evaluation=_read_object(run_dir / "evaluation.json"),
+        resources=_resources(_read_lines(run_dir / "resources.jsonl")),
     )
 
 
@@ -130,6 +142,9 @@ def _worker(row: Document) -> WorkerRound:
         seconds=row.number("seconds"),
         efficiency=row.number("efficiency"),
         status=row.text("status"),
+        data_s=row.number("data_s"),
+        encode_s=row.number("encode_s"),
+        reliability=row.number("reliability"),
     )
 
 
@@ -159,3 +174,22 @@ def _event(line: Document) -> Event:
         worker=None if worker is None else int(worker),
         reason=line.text("reason"),
     )
+
+
+def _resources(lines: list[Document]) -> tuple[ResourceSample, ...]:
+    """At most ``MOST_SAMPLES`` of the samples, evenly; the last one is always there."""
+    step = -(-len(lines) // MOST_SAMPLES) if lines else 1
+    chosen = lines[::-1][::step][::-1]
+    found = []
+    for line in chosen:
+        timestamp = line.number("timestamp")
+        if timestamp is not None:
+            round_index = line.number("round")
+            numbers = {
+                name: float(value)
+                for name, value in line.data.items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
+            where = None if round_index is None else int(round_index)
+            found.append(ResourceSample(timestamp, where, line.text("phase"), numbers))
+    return tuple(found)

@@ -21,7 +21,10 @@ class WorkerRound:
     samples: int
     seconds: float | None
     efficiency: float | None
-    status: str  # "admitted", "rejected" or "failed"
+    status: str  # "admitted", "left_out", "rejected" or "failed"
+    data_s: float | None = None
+    encode_s: float | None = None
+    reliability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,16 @@ class Event:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ResourceSample:
+    """One line of ``resources.jsonl``: Unix time, where the run was, and the figures that are numbers."""
+
+    timestamp: float
+    round_index: int | None
+    phase: str
+    figures: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A whole run, read from its directory (see :func:`hqde.reporting.read_run`).
@@ -85,6 +98,7 @@ class RunRecord:
         events: failures, rejections and other events, as they came.
         metrics: ``metrics.json``, or ``None`` while the run has not ended.
         evaluation: ``evaluation.json``, or ``None`` while the test split has not been looked at.
+        resources: samples of the machine, in the order of time; empty where it was not watched.
     """
 
     name: str
@@ -93,6 +107,7 @@ class RunRecord:
     events: tuple[Event, ...]
     metrics: Document | None
     evaluation: Document | None
+    resources: tuple[ResourceSample, ...] = ()
 
     @property
     def finished(self) -> bool:

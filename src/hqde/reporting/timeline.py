@@ -57,7 +57,7 @@ def _marks(record: RunRecord, positions: Sequence[float]) -> list[Mark]:
     marks = []
     for event in record.events:
         x = None if event.round_index is None else place.get(event.round_index)
-        if event.worker is None and x is not None and event.kind not in ("rejected", "failed"):
+        if event.worker is None and x is not None and event.kind not in ("rejected", "failed", "cleared"):
             marks.append(Mark(x, event.kind.replace("_", " "), event.reason))
     told = {mark.x for mark in marks if mark.word.startswith("branch")}
     for (_, before), (x, now) in pairwise(zip(positions, record.rounds, strict=True)):

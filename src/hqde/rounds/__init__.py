@@ -6,6 +6,7 @@ from hqde.rounds.events import (
     Event,
     Listener,
     Listeners,
+    PhaseListener,
     RoundRecord,
     Totals,
     Validation,
@@ -13,6 +14,7 @@ from hqde.rounds.events import (
     synchronisation_line,
 )
 from hqde.rounds.experiment import Experiment, GroupSettings
+from hqde.rounds.observing import RunObserver
 from hqde.rounds.round_log import RoundLog
 from hqde.rounds.run_directory import RunDirectory
 from hqde.rounds.state import RunState
@@ -28,11 +30,13 @@ __all__ = [
     "GroupSettings",
     "Listener",
     "Listeners",
+    "PhaseListener",
     "Result",
     "RoundLog",
     "RoundRecord",
     "RoundSupervisor",
     "RunDirectory",
+    "RunObserver",
     "RunState",
     "Totals",
     "Validation",

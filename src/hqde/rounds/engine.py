@@ -16,8 +16,9 @@ from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
 from hqde.ensemble import Ensemble
 from hqde.errors import CheckpointError, QuorumError, WorkerError
+from hqde.rounds.clock import PhaseClock
 from hqde.rounds.commit import Commit, Memory, average_groups, commit_group
-from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation
+from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, phase_report
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.members import MemberPool
 from hqde.rounds.records import worker_records
@@ -73,6 +74,7 @@ class Engine:
         self.experiment = experiment
         self._backend = backend
         self._tell: Listener = listener or Listeners()
+        self._tell_phase = phase_report(self._tell)
         self._store = store
         self._checkpoint_every = checkpoint_every
         self._traffic = Traffic(experiment, backend.layout)
@@ -131,32 +133,30 @@ class Engine:
     # -- one round ---------------------------------------------------------------------------------------
 
     def _round(self, plan: RoundPlan, state: RunState) -> tuple[RunState, RoundRecord]:
-        began = time.perf_counter()
-        # The checkpoint of the round before: a record is told before its own is saved.
-        phases = {"checkpoint": self._checkpoint_s}
+        clock = PhaseClock(plan.index, self._tell_phase)
+        clock.enter("train")
         regrouped = plan.groups != state.groups
         if regrouped:
             state = self._regroup(plan, state)
         orders = self._orders(plan, state, regrouped=regrouped)
         outcomes = self._train(orders)
-        phases["train"] = time.perf_counter() - began
-
-        mark = time.perf_counter()
+        clock.enter("aggregate")
         commits = self._commit(plan, state, [o for o in outcomes if isinstance(o, Update)])
+        clock.enter("encode")
+        state = self._traffic.send(plan, commits, state, outcomes)
+        clock.enter("commit")
         state = self._account(plan, state, commits, outcomes)
         sent, dense = count_bytes(plan, outcomes)
-        phases["aggregate"] = time.perf_counter() - mark
-
-        mark = time.perf_counter()
+        clock.enter("evaluate")
         validation = self._validate(plan, state, outcomes)
         final = self.experiment.topology.groups_of(self.experiment.num_workers)
         if validation is not None and self.experiment.early_stopping and plan.groups == final:
             state = keep_best(state, plan, validation)
-        phases["evaluate"] = time.perf_counter() - mark
-
-        wall_s = self._checkpoint_s + time.perf_counter() - began
+        # The checkpoint of the round before: a record is told before its own is saved.
+        phases = {"checkpoint": self._checkpoint_s} | clock.stop()
+        wall_s = self._checkpoint_s + clock.elapsed_s
         totals = replace(state.totals)
-        totals.train_s += phases["train"] + phases["aggregate"]
+        totals.train_s += sum(phases[name] for name in ("train", "aggregate", "encode", "commit"))
         totals.sent_bytes += sent
         totals.dense_bytes += dense
         totals.wall_s += wall_s
@@ -179,6 +179,7 @@ class Engine:
 
     def _save(self, plan: RoundPlan, state: RunState) -> None:
         began = time.perf_counter()
+        self._tell_phase(plan.index, "checkpoint")
         last = plan.progress[1] == 1.0
         if self._store is not None and plan.ends_epoch and (plan.epoch % self._checkpoint_every == 0 or last):
             self._store.save(plan.index, *pack_state(state, self._backend.worker_states()))
@@ -253,7 +254,7 @@ class Engine:
     def _account(
         self, plan: RoundPlan, state: RunState, commits: Sequence[Commit], outcomes: Sequence[Outcome]
     ) -> RunState:
-        """Turn what went wrong into events, totals and fresh optimizers, and commits into what is sent."""
+        """Turn what went wrong into events, totals and fresh optimizers."""
         failures = [o for o in outcomes if isinstance(o, Failure)]
         rejected = [r for commit in commits for r in commit.rejected]
         excluded = {failure.worker_id for failure in failures if self._supervisor.gives_up_on(failure)}
@@ -290,7 +291,7 @@ class Engine:
         totals.worker_samples += sum(o.num_samples for o in outcomes if isinstance(o, Update))
         totals.synchronisations += plan.scope != "none"
         return replace(
-            self._traffic.send(plan, commits, state, outcomes),
+            state,
             server=tuple(commit.server for commit in commits),
             fresh=frozenset({f.worker_id for f in failures} | {r.worker_id for r in rejected}),
             trained=state.trained | trained,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hqde.topology import Groups, RoundPlan, Scope
 
@@ -15,7 +15,8 @@ class Event:
 
     Attributes:
         kind: ``rejected``, ``failed``, ``restarted``, ``excluded``, ``repaired``, ``skipped``,
-            ``branched``, ``early_stop``, ``dropped`` (a member), ``resumed`` or ``interrupted``.
+            ``branched``, ``early_stop``, ``dropped`` (a member), ``resumed``, ``interrupted``, ``alert`` or
+            ``cleared`` (an alert).
         round_index: the round it happened in.
         worker_id: whom it concerns, or ``None``.
         reason: one sentence.
@@ -40,6 +41,9 @@ class WorkerRecord:
         weight: of its update in the aggregate, where the rule gives weights.
         reliability: after the round, where it is remembered.
         outliers: how far out its update was, by the name of the score, where somebody looked.
+        data_s, encode_s: of ``seconds``, waiting for batches, and encoding the update.
+        cpu_s: processor time of the worker's process in the round, all threads together.
+        peak_rss_bytes: most memory that its process ever had, where a worker has its own.
     """
 
     worker: int
@@ -55,6 +59,10 @@ class WorkerRecord:
     weight: float | None = None
     reliability: float | None = None
     outliers: dict[str, float | None] = field(default_factory=dict)
+    data_s: float | None = None
+    encode_s: float | None = None
+    cpu_s: float | None = None
+    peak_rss_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,24 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
+class PhaseListener(Protocol):
+    """A listener that also wants to know what the engine is at."""
+
+    def on_phase(self, round_index: int, phase: str) -> None:
+        """Begins: ``train``, ``aggregate``, ``encode``, ``commit``, ``evaluate`` or ``checkpoint``."""
+        ...
+
+
+def phase_report(listener: Listener) -> Callable[[int, str], None]:
+    """How to tell a listener what the engine is at; in vain, where it does not want to know."""
+    return listener.on_phase if isinstance(listener, PhaseListener) else _ignore
+
+
+def _ignore(round_index: int, phase: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Listeners:
     """Several listeners as one, told in order.
@@ -161,6 +187,11 @@ class Listeners:
         """Tell all."""
         for listener in self.each:
             listener.on_step(worker_id, done, total)
+
+    def on_phase(self, round_index: int, phase: str) -> None:
+        """Tell those who want to know."""
+        for listener in self.each:
+            phase_report(listener)(round_index, phase)
 
     def on_round(self, record: RoundRecord) -> None:
         """Tell all."""

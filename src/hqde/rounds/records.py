@@ -56,4 +56,8 @@ def _record(
             name: score if math.isfinite(score) else None
             for name, score in commit.outliers.get(worker, {}).items()
         },
+        data_s=outcome.data_s,
+        encode_s=outcome.encode_s,
+        cpu_s=outcome.cpu_s,
+        peak_rss_bytes=outcome.peak_rss_bytes,
     )

@@ -12,7 +12,7 @@ from hqde.topology import RoundPlan
 logger = logging.getLogger("hqde")
 
 # What a user must hear of even when nothing is configured: logging shows warnings by default.
-_ALARMING = frozenset({"rejected", "failed", "skipped"})
+_ALARMING = frozenset({"rejected", "failed", "skipped", "alert"})
 
 
 class RoundLog:

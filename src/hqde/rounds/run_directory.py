@@ -18,8 +18,8 @@ from hqde.topology import RoundPlan
 class RunDirectory:
     """The files of one run; also a listener that appends rounds and events as they come.
 
-    Layout: ``config.toml``, ``history.jsonl``, ``events.jsonl``, ``metrics.json``, ``evaluation.json``,
-    ``checkpoints/``, ``artefact/``, ``report.html``.
+    Layout: ``config.toml``, ``history.jsonl``, ``events.jsonl``, ``resources.jsonl``, ``metrics.json``,
+    ``evaluation.json``, ``checkpoints/``, ``artefact/``, ``report.html``.
 
     Args:
         path: the directory; nothing is written before ``create``.
@@ -30,6 +30,7 @@ class RunDirectory:
         self.config_file = self.path / "config.toml"
         self.history_file = self.path / "history.jsonl"
         self.events_file = self.path / "events.jsonl"
+        self.resources_file = self.path / "resources.jsonl"
         self.metrics_file = self.path / "metrics.json"
         self.evaluation_file = self.path / "evaluation.json"
         self.artefact = self.path / "artefact"

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from hqde.backends import Backend, LocalBackend
 from hqde.ensemble import describe_evaluation
+from hqde.monitoring import Monitoring
 from hqde.rounds.engine import Engine, Result
 from hqde.rounds.events import Event, Listener, Listeners
 from hqde.rounds.experiment import Experiment
+from hqde.rounds.observing import RunObserver
 from hqde.rounds.run_directory import RunDirectory
 
 
@@ -26,6 +28,7 @@ def train_run(
     checkpoint_every: int = 1,
     listeners: tuple[Listener, ...] = (),
     resume: bool = False,
+    monitoring: Monitoring | None = None,
 ) -> tuple[Result, dict[str, Any]]:
     """Train, judge on the test split, and leave everything in ``directory``.
 
@@ -40,6 +43,7 @@ def train_run(
         checkpoint_every: epochs between checkpoints.
         listeners: told of rounds and events after the directory.
         resume: go on from the newest checkpoint.
+        monitoring: what to measure of the machine, and whom to tell; left out, nothing and nobody.
 
     Returns:
         the engine's result, and what was written to ``metrics.json``.
@@ -52,32 +56,43 @@ def train_run(
         directory.require_run()
     else:
         directory.refuse_if_taken()
-    listener = Listeners((directory, *listeners))
     backend = backend or LocalBackend()
-    engine = Engine(
-        experiment,
-        backend,
-        listener=listener,
-        store=directory.store,
-        checkpoint_every=checkpoint_every,
-        provenance=provenance,
+    observer = RunObserver(
+        monitoring or Monitoring(interval_s=0.0, alerts=False),
+        directory,
+        config_toml=config_toml,
+        on_gpu=experiment.device.startswith("cuda"),
+        children=backend.name == "ray",
     )
-    engine.prepare()
-    if not resume:
-        directory.create(config_toml)
-    try:
-        result = engine.run(resume=resume)
-    except KeyboardInterrupt:
-        saved = directory.store.rounds()
-        at = f"the checkpoint of round {saved[-1]} stays" if saved else "no round was finished"
-        listener.on_event(Event("interrupted", saved[-1] if saved else 0, None, f"by the user; {at}"))
-        raise
-    result.ensemble.save(directory.artefact)
-    test = experiment.splits.test
-    predictions = result.ensemble.predict_labelled(test)
-    metrics = final_metrics(experiment, result, predictions, backend=backend.name)
-    directory.write_evaluation(describe_evaluation(result.ensemble, test, predictions=predictions))
-    directory.write_metrics(metrics)
+    with observer:
+        listener = Listeners((directory, *listeners, observer))
+        observer.tell = listener.on_event
+        engine = Engine(
+            experiment,
+            backend,
+            listener=listener,
+            store=directory.store,
+            checkpoint_every=checkpoint_every,
+            provenance=provenance,
+        )
+        engine.prepare()
+        if not resume:
+            directory.create(config_toml)
+        try:
+            result = engine.run(resume=resume)
+        except KeyboardInterrupt:
+            saved = directory.store.rounds()
+            at = f"the checkpoint of round {saved[-1]} stays" if saved else "no round was finished"
+            listener.on_event(Event("interrupted", saved[-1] if saved else 0, None, f"by the user; {at}"))
+            raise
+        observer.on_phase(result.state.round_index, "finish")
+        result.ensemble.save(directory.artefact)
+        test = experiment.splits.test
+        predictions = result.ensemble.predict_labelled(test)
+        metrics = final_metrics(experiment, result, predictions, backend=backend.name) | observer.figures()
+        directory.write_evaluation(describe_evaluation(result.ensemble, test, predictions=predictions))
+        directory.write_metrics(metrics)
+        observer.on_end(metrics)
     return result, metrics
 
 

@@ -118,6 +118,7 @@ class Worker:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
         self._owed: Tensor | None = None  # of error feedback
+        self._data_s = 0.0  # of the round that goes on
 
     def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
         """Train one round and hand in the update.
@@ -126,8 +127,9 @@ class Worker:
             order: what to do; ``order.worker_id`` must be this worker's.
             on_step: called with (batches done, batches in the round) after every step.
         """
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         spec = self.spec
+        self._data_s = 0.0
         own_buffers = order.keep_buffers and not order.fresh_optimizer
         self.layout.write(order.start, self._model, with_buffers=not own_buffers)
         if order.fresh_optimizer:
@@ -155,7 +157,9 @@ class Worker:
         for loss in torch.stack(step_losses).tolist() if step_losses else ():
             self._efficiency = update_efficiency(self._efficiency, loss)
         local = self.layout.read(self._model)
+        encoding = time.perf_counter()
         delta, packet = self._encode(local.vector.sub_(order.start.vector), order)
+        encode_s = time.perf_counter() - encoding
         down = order.start.vector if order.downlink is None else order.downlink
         return Update(
             worker_id=spec.worker_id,
@@ -172,6 +176,9 @@ class Worker:
             packet=packet,
             sent_bytes=local.integers.nbytes + (delta.nbytes if packet is None else packet.nbytes),
             received_bytes=order.start.integers.nbytes + down.nbytes,
+            data_s=self._data_s,
+            encode_s=encode_s,
+            cpu_s=time.process_time() - began_cpu,
         )
 
     def check(self, index: Tensor) -> None:
@@ -247,7 +254,9 @@ class Worker:
         return self.spec.recipe.learning_rate * self.spec.schedule.factor(progress)
 
     def _step(self, index: Tensor, rate: float, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        waiting = time.perf_counter()
         inputs, targets = self._batch(index, draws)
+        self._data_s += time.perf_counter() - waiting
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,6 +144,7 @@ class WorkerActor:
             packet=None,
             sent_bytes=update.integers.nbytes + sum(piece.nbytes for piece in pieces),
             node_load=load.of_others(),
+            peak_rss_bytes=_peak_rss_bytes(),
         )
         return told, pack(worker.state()), *pieces
 
@@ -173,6 +176,12 @@ class WorkerActor:
 
     def _note(self, done: int, total: int) -> None:
         self._progress = (done, total)
+
+
+def _peak_rss_bytes() -> int:
+    """Most resident memory of this process so far; ``ru_maxrss`` is in KiB on Linux, bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class NodeLoad:
