@@ -3,21 +3,26 @@
 from hqde.ensemble.calibration import apply_temperature, fit_temperature
 from hqde.ensemble.combiners import (
     COMBINERS,
-    Combiner,
     EfficiencyCombiner,
     LogPoolCombiner,
     MeanCombiner,
     MedianCombiner,
     TrimmedMeanCombiner,
+    combiner_settings,
     drop_outliers,
     make_combiner,
 )
 from hqde.ensemble.description import describe_evaluation, encode_images
 from hqde.ensemble.ensemble import BATCH_SIZE, Ensemble
 from hqde.ensemble.evaluation import Evaluation
+from hqde.ensemble.fitting import fit_to_predictions
 from hqde.ensemble.inference import InferencePrecision, ready_for_inference
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
+from hqde.ensemble.pooling import Combiner, FittableCombiner
+from hqde.ensemble.quantum_combiners import EntanglementCombiner, SuperpositionCombiner
+from hqde.ensemble.stacking import StackingCombiner, fit_exponents
+from hqde.ensemble.voting import PluralityCombiner, WeightedVoteCombiner
 
 __all__ = [
     "BATCH_SIZE",
@@ -26,18 +31,27 @@ __all__ = [
     "EfficiencyCombiner",
     "Ensemble",
     "EnsembleModule",
+    "EntanglementCombiner",
     "Evaluation",
+    "FittableCombiner",
     "InferencePrecision",
     "LogPoolCombiner",
     "MeanCombiner",
     "MedianCombiner",
     "Member",
+    "PluralityCombiner",
+    "StackingCombiner",
+    "SuperpositionCombiner",
     "TrimmedMeanCombiner",
+    "WeightedVoteCombiner",
     "apply_temperature",
+    "combiner_settings",
     "describe_evaluation",
     "drop_outliers",
     "encode_images",
+    "fit_exponents",
     "fit_temperature",
+    "fit_to_predictions",
     "make_combiner",
     "ready_for_inference",
 ]

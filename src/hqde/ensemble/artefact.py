@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hqde.checkpoints import Bundle, read_bundle, write_bundle
 from hqde.data import Normalization, Schema, TargetScale
-from hqde.ensemble.combiners import Combiner, make_combiner
+from hqde.ensemble.combiners import Combiner, combiner_settings, make_combiner
 from hqde.ensemble.members import Member
 from hqde.ensemble.prediction import Loss
 from hqde.errors import ArtefactError, ConfigError, PreconditionError
@@ -80,6 +80,7 @@ def write_artefact(
         "target_scale": target_scale.to_dict(),
         "loss": loss,
         "combiner": combiner.name,
+        **({"combiner_settings": settings} if (settings := combiner_settings(combiner)) else {}),
         "temperature": temperature,
         "members": entries,
         "metrics": dict(metrics),
@@ -108,7 +109,7 @@ def read_artefact(
             "schema": Schema.from_dict(manifest["schema"]),
             "normalization": Normalization.from_dict(manifest["normalization"]),
             "target_scale": TargetScale.from_dict(manifest["target_scale"]),
-            "combiner": make_combiner(manifest["combiner"]),
+            "combiner": make_combiner(manifest["combiner"], manifest.get("combiner_settings")),
             "temperature": float(manifest["temperature"]),
             "loss": manifest["loss"],
             "metrics": dict(manifest["metrics"]),

@@ -15,14 +15,18 @@ from hqde.ensemble.artefact import read_artefact, write_artefact
 from hqde.ensemble.calibration import apply_temperature, check_temperature, fit_temperature
 from hqde.ensemble.combiners import Combiner, MeanCombiner
 from hqde.ensemble.evaluation import Evaluation, evaluate_classification, evaluate_regression
+from hqde.ensemble.fitting import fit_to_predictions
 from hqde.ensemble.inference import InferencePrecision, ready_for_inference
-from hqde.ensemble.inputs import input_batches, labelled_batches
+from hqde.ensemble.inputs import check_targets, input_batches, labelled_batches
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
-from hqde.ensemble.prediction import LOSSES, Loss, predict_members
+from hqde.ensemble.pooling import FittableCombiner, check_num_members
+from hqde.ensemble.prediction import Loss, check_loss, predict_members
 from hqde.ensemble.regression import pool_normals, split_variance
-from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, did_you_mean
+from hqde.errors import ArtefactError, ConfigError, PreconditionError
 from hqde.metrics import Uncertainty, auroc, uncertainty
+from hqde.quantum import measure
+from hqde.seeding import generator
 
 BATCH_SIZE = 128
 
@@ -79,16 +83,17 @@ class Ensemble:
         self.target_scale = TargetScale() if target_scale is None else target_scale
         self.combiner: Combiner = MeanCombiner() if combiner is None else combiner
         self.temperature = float(temperature)
-        self.loss: Loss = _check_loss(loss, schema)
+        self.loss: Loss = check_loss(loss, schema)
         self.metrics: dict[str, Any] = dict(metrics or {})
         self.provenance: dict[str, Any] = dict(provenance or {})
         ids = [member.member_id for member in self.members]
         if not ids or len(set(ids)) < len(ids):
             raise PreconditionError(f"an ensemble needs at least one member and unique ids, got {ids}.")
         check_temperature(self.temperature)
+        check_num_members(self.combiner, len(ids))
         if schema.task == "regression" and not self.combiner.pools_normals:
             raise ConfigError(
-                f"combiner {self.combiner.name!r} pools class probabilities only: use 'mean' or 'efficiency'."
+                f"combiner {self.combiner.name!r} is for classes: use 'mean', 'efficiency' or 'entanglement'."
             )
         if schema.task == "regression" and self.temperature != 1.0:
             raise ConfigError(f"a temperature ({self.temperature}) is for classification: leave it at 1.")
@@ -157,7 +162,7 @@ class Ensemble:
 
         predictions = self._predict(inputs_of_batches())
         found = torch.cat(targets) if targets else examples.targets
-        self._check_targets(found)
+        check_targets(found, self.schema)
         return predictions, found
 
     def combine(self, member_predictions: Tensor) -> Tensor:
@@ -267,11 +272,38 @@ class Ensemble:
 
     def with_temperature(self, temperature: float) -> Ensemble:
         """A new ensemble of the same members with another temperature."""
-        return self._with(self.members, temperature)
+        return self._with(temperature=temperature)
+
+    def fit_combiner(
+        self, combiner: str | Combiner, data: Any, *, calibrate: bool = True, batch_size: int = BATCH_SIZE
+    ) -> Ensemble:
+        """A new ensemble of the same members, its combiner fitted on held-out rows, and then its temperature.
+
+        Args:
+            combiner: by name (``"stacking"``, …) or as an object; one without anything to fit stays as it is.
+            data: labelled rows that no member was trained on.
+            calibrate: fit the temperature too; regression has none.
+        """
+        members, targets = self.predict_labelled(data, batch_size=batch_size)
+        return fit_to_predictions(self, combiner, members, targets, calibrate=calibrate)
+
+    def with_combiner(self, combiner: Combiner, temperature: float = 1.0) -> Ensemble:
+        """A new ensemble of the same members with another combiner, as it is."""
+        return self._with(combiner=combiner, temperature=temperature)
+
+    def sample(
+        self, data: Any, num_samples: int = 1, *, seed: int = 0, batch_size: int = BATCH_SIZE
+    ) -> Tensor:
+        """Classes (n, num_samples) int64 drawn from ``predict_proba``; the same seed gives the same draws."""
+        probs = self.predict_proba(data, batch_size=batch_size)
+        return measure(probs, num_samples, generator=generator(seed, "measurement"))
 
     def select(self, positions: Sequence[int]) -> Ensemble:
-        """A new ensemble of the members at these positions; they keep their ids, and it the temperature."""
-        return self._with([self.members[position] for position in positions], self.temperature)
+        """A new ensemble of the members at these positions; ids, combiner and temperature stay."""
+        members, combiner = [self.members[position] for position in positions], self.combiner
+        if isinstance(combiner, FittableCombiner):
+            combiner = combiner.of_members(positions)
+        return self._with(members=members, combiner=combiner)
 
     def for_inference(self, precision: InferencePrecision = "fp32") -> Ensemble:
         """A new ensemble that predicts the same but for rounding, and faster; it cannot be saved.
@@ -279,20 +311,12 @@ class Ensemble:
         Batch normalisations are folded into convolutions; with ``"bf16"`` members compute in bfloat16.
         """
         ready = [replace(m, model=ready_for_inference(m.model, precision)) for m in self.members]
-        return self._with(ready, self.temperature)
+        return self._with(members=ready)
 
-    def _with(self, members: Sequence[Member], temperature: float) -> Ensemble:
-        return Ensemble(
-            members,
-            schema=self.schema,
-            normalization=self.normalization,
-            target_scale=self.target_scale,
-            combiner=self.combiner,
-            temperature=temperature,
-            loss=self.loss,
-            metrics=self.metrics,
-            provenance=self.provenance,
-        )
+    def _with(self, **changes: Any) -> Ensemble:
+        kept = ("members", "schema", "normalization", "target_scale", "combiner", "temperature", "loss")
+        settings = {name: getattr(self, name) for name in (*kept, "metrics", "provenance")}
+        return Ensemble(**(settings | changes))
 
     def to_torch_module(self) -> EnsembleModule:
         """A module whose ``forward`` takes raw inputs and returns what ``combine`` would, for export.
@@ -371,20 +395,3 @@ class Ensemble:
             loss=self.loss,
             device=self.device,
         )
-
-    def _check_targets(self, targets: Tensor) -> None:
-        if self.schema.task == "classification" and len(targets):
-            low, high, most = int(targets.min()), int(targets.max()), self.schema.num_classes - 1
-            if low < 0 or high > most:
-                raise DataError(f"labels lie in {low}..{high}, and the classes are 0..{most}: correct them.")
-
-
-def _check_loss(loss: Loss | None, schema: Schema) -> Loss:
-    fitting = tuple(
-        known for known in LOSSES if (known == "cross_entropy") == (schema.task == "classification")
-    )
-    if loss is None:
-        return fitting[0]
-    if loss not in fitting:
-        raise ConfigError(f"loss {loss!r} does not fit {schema.task}: {did_you_mean(str(loss), fitting)}")
-    return loss

@@ -11,7 +11,7 @@ from torch import Tensor
 from hqde.data import Inputs, Normalization, Schema, TargetScale, num_rows
 from hqde.ensemble.inputs import check_finite, check_inputs, move_inputs
 from hqde.ensemble.members import Member
-from hqde.errors import NonFiniteError, PreconditionError
+from hqde.errors import ConfigError, NonFiniteError, PreconditionError, did_you_mean
 from hqde.models import call_model
 
 Loss: TypeAlias = Literal["cross_entropy", "mse", "gaussian_nll"]
@@ -127,3 +127,15 @@ def _check_prediction(found: Tensor, member: Member, first_row: int) -> None:
             f"member {member.member_id} predicts NaN or infinity in {int(bad.sum())} rows (first: {row}): "
             "leave the member out or retrain it."
         )
+
+
+def check_loss(loss: Loss | None, schema: Schema) -> Loss:
+    """The loss, or the first that fits the task; one that does not fit is refused."""
+    fitting = tuple(
+        known for known in LOSSES if (known == "cross_entropy") == (schema.task == "classification")
+    )
+    if loss is None:
+        return fitting[0]
+    if loss not in fitting:
+        raise ConfigError(f"loss {loss!r} does not fit {schema.task}: {did_you_mean(str(loss), fitting)}")
+    return loss
