@@ -14,6 +14,7 @@ from hqde.cli.drill import drill
 from hqde.cli.evaluate import evaluate
 from hqde.cli.predict import predict
 from hqde.cli.report import report
+from hqde.cli.select import select
 from hqde.cli.train import train
 from hqde.errors import HqdeError, NonFiniteError, QuorumError, WorkerError
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, report, drill, doctor):
+for command in (train, evaluate, predict, select, report, drill, doctor):
     app.command()(command)
 
 

@@ -21,6 +21,7 @@ from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
 from hqde.ensemble.pooling import Combiner, FittableCombiner
 from hqde.ensemble.quantum_combiners import EntanglementCombiner, SuperpositionCombiner
+from hqde.ensemble.selection import SelectedMembers, member_bytes, member_latencies_ms, select_members
 from hqde.ensemble.stacking import StackingCombiner, fit_exponents
 from hqde.ensemble.voting import PluralityCombiner, WeightedVoteCombiner
 
@@ -40,6 +41,7 @@ __all__ = [
     "MedianCombiner",
     "Member",
     "PluralityCombiner",
+    "SelectedMembers",
     "StackingCombiner",
     "SuperpositionCombiner",
     "TrimmedMeanCombiner",
@@ -53,5 +55,8 @@ __all__ = [
     "fit_temperature",
     "fit_to_predictions",
     "make_combiner",
+    "member_bytes",
+    "member_latencies_ms",
     "ready_for_inference",
+    "select_members",
 ]

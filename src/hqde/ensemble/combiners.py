@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hqde.ensemble.pooling import Combiner as Combiner
 from hqde.ensemble.pooling import (
-    Combiner,
     checked,
     equal_weights,
     softmax_weights,
@@ -253,12 +253,15 @@ def make_combiner(name: str, settings: Mapping[str, Any] | None = None) -> Combi
     """
     if name not in COMBINERS:
         raise ConfigError(f"unknown combiner {name!r}: {did_you_mean(str(name), COMBINERS)}")
-    kind, given = COMBINERS[name], dict(settings or {})
+    kind: type[Any] = COMBINERS[name]
+    given = dict(settings or {})
     known = [field.name for field in fields(kind)]
     for setting in given:
         if setting not in known:
             raise ConfigError(f"combiner {name!r} has no setting {setting!r}: {did_you_mean(setting, known)}")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    combiner: Combiner = kind(**values)
+    return combiner
 
 
 def combiner_settings(combiner: Combiner) -> dict[str, Any]:

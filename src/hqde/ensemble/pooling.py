@@ -44,7 +44,10 @@ class FittableCombiner(Combiner, Protocol):
     its ``repr`` and the artefact's manifest hold all of it. With empty ``shares`` nothing was learned yet.
     """
 
-    shares: tuple[float, ...]
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """One number per member, summing to 1."""
+        ...
 
     def fit(self, member_predictions: Tensor, targets: Tensor) -> Self:
         """The same, fitted on rows that no member was trained on.
