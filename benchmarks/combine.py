@@ -1,12 +1,14 @@
 """What combining and selecting members buys: CIFAR-10 and Fashion-MNIST, pools of mixed and of equal strength.
 
-    python benchmarks/combine.py --data cifar10:DIR fashion-mnist:DIR [--out DIR] [--seed 0]
+    python benchmarks/combine.py --data cifar10:DIR fashion-mnist:DIR [--out DIR] [--fit-rows 5000]
+                                 [--splits 5] [--seed 0]
 
 Members of a mixed pool differ in width, training rows and epochs; members of an equal pool in their random
 streams alone. Their predictions on rows that no member was trained on (the validation split and the test
-file) are kept in `--out`, one `.npz` per pool, so that a second call only judges. Five times these rows are
-divided at random: combiners are fitted, and members selected, on `--fit-rows` of them and judged on the rest.
-One thread; nothing here is slow but the training.
+file) are kept in `--out`, one `.npz` per pool, so that a second call only judges. `--splits` times these
+rows are divided at random: combiners and temperatures are fitted, and members selected, on `--fit-rows` of
+them and judged on the others. Figures are means over the splits; NLL in nats. One thread; only the training
+takes long.
 """
 
 from __future__ import annotations
@@ -17,15 +19,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import dimod
 import numpy as np
 import torch
+from dwave.samplers import SimulatedAnnealingSampler
+from torch import Tensor
 
 from hqde.backends import LocalBackend
 from hqde.data import Augmentation, Splits, SubsetExamples, load_splits
+from hqde.ensemble import (
+    COMBINERS,
+    FittableCombiner,
+    StackingCombiner,
+    apply_temperature,
+    fit_temperature,
+    make_combiner,
+)
+from hqde.ensemble.evaluation import classification_figures
 from hqde.errors import HqdeError
 from hqde.models import model_spec
+from hqde.quantum import caruana, choose_members, error_gram, selection_bqm
+from hqde.quantum.search import brute_force
 from hqde.rounds import Engine, Experiment
 from hqde.seeding import generator
 from hqde.topology import Topology
@@ -100,19 +115,168 @@ def predictions(source: str, pool: str, seed: int, folder: Path) -> tuple[torch.
     return torch.from_numpy(kept["probs"]), torch.from_numpy(kept["targets"])
 
 
+Figures = dict[str, list[dict[str, float]]]
+KEPT = 4  # members of a selection
+
+
+def judge(
+    name: str,
+    probs: Tensor,
+    targets: Tensor,
+    fit: Tensor,
+    rest: Tensor,
+    *,
+    tempered: bool = True,
+    shares: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """A combiner fitted on some rows, and its figures on others."""
+    combiner = make_combiner(name)
+    if shares is not None:
+        combiner = make_combiner("entanglement", {"shares": list(shares)})  # a linear pool with these weights
+    elif isinstance(combiner, FittableCombiner):
+        combiner = combiner.fit(probs[:, fit], targets[fit])
+    ones = torch.ones(len(probs))
+    combined = combiner.combine(probs[:, rest], ones)
+    if tempered:
+        temperature = fit_temperature(combiner.combine(probs[:, fit], ones), targets[fit])
+        combined = apply_temperature(combined, temperature)
+    return classification_figures(combined, targets[rest])
+
+
+def combine(probs: Tensor, targets: Tensor, fit: Tensor, rest: Tensor, found: Figures) -> None:
+    """Every combiner, with and without temperature, of all members."""
+    for name in COMBINERS:
+        for tempered in (False, True):
+            label = f"{name} + T" if tempered else name
+            found.setdefault(label, []).append(judge(name, probs, targets, fit, rest, tempered=tempered))
+
+
+def select(probs: Tensor, targets: Tensor, fit: Tensor, rest: Tensor, found: Figures) -> None:
+    """All, the best, the top four, Caruana's and the selected four, each with a temperature."""
+    gram = error_gram(probs[:, fit], targets[fit])
+    ranking = gram.diagonal().argsort(stable=True).tolist()
+    picks = caruana(probs[:, fit], targets[fit], KEPT)
+    picked = [member for member, count in enumerate(picks) if count]
+    sets = {
+        "all": range(len(probs)),
+        "best single": ranking[:1],
+        f"top {KEPT}": ranking[:KEPT],
+        f"selected {KEPT}": choose_members(gram, KEPT).members,
+    }
+    for label, members in sets.items():
+        chosen = probs[list(members)]
+        for name, word in (("mean", "mean + T"), ("log_pool", "log pool + T"), ("stacking", "stacking + T")):
+            if len(chosen) > 1 or name == "mean":
+                figures = judge(name, chosen, targets, fit, rest)
+                found.setdefault(f"{label}, {word}", []).append(figures)
+    shares = [picks[member] / KEPT for member in picked]
+    greedy = judge("mean", probs[picked], targets, fit, rest, shares=shares)
+    found.setdefault(f"greedy (Caruana), {KEPT} picks + T", []).append(greedy)
+
+
+def table(found: Figures, against: str) -> str:
+    """Means over the splits, and how the NLL stands against one row, split by split."""
+    lines = [
+        f"| | accuracy | NLL | Brier | ECE | NLL minus that of {against}: worst split, splits not above |",
+        "|---|---|---|---|---|---|",
+    ]
+    base = [split["nll"] for split in found[against]]
+    for label, splits in found.items():
+        accuracy, nll, brier, ece = (
+            sum(split[key] for split in splits) / len(splits) for key in ("accuracy", "nll", "brier", "ece")
+        )
+        gaps = [split["nll"] - other for split, other in zip(splits, base, strict=True)]
+        better = sum(gap <= 0 for gap in gaps)
+        lines.append(
+            f"| {label} | {accuracy:.4f} | {nll:.4f} | {brier:.4f} | {ece:.4f} | {max(gaps):+.4f}, "
+            f"{better} of {len(gaps)} |"
+        )
+    return "\n".join(lines)
+
+
+def few_rows(probs: Tensor, targets: Tensor, num_splits: int, seed: int) -> str:
+    """Stacking against the mean, each with a temperature, when few rows are there to fit them."""
+    lines = ["| rows to fit | mean difference | worst | above the mean |", "|---|---|---|---|"]
+    for count in (50, 100, 200, 500, 1000, 2000):
+        gaps = []
+        for split in range(num_splits):
+            order = torch.randperm(len(targets), generator=generator(seed, "few", split))
+            fit, rest = order[:count], order[2000:]
+            stacked, mean = (judge(name, probs, targets, fit, rest)["nll"] for name in ("stacking", "mean"))
+            gaps.append(stacked - mean)
+        above = sum(gap > 0 for gap in gaps)
+        lines.append(
+            f"| {count} | {sum(gaps) / len(gaps):+.4f} | {max(gaps):+.4f} | {above} of {num_splits} |"
+        )
+    return "\n".join(lines)
+
+
+def sizes(num_pools: int, seed: int) -> str:
+    """How an annealer fares when the size is asked for by a penalty, and by a price: 24 members, 6 chosen."""
+    penalty, price, wrong = 0, 0, 0
+    for pool in range(num_pools):
+        draws = generator(seed, "sizes", pool)
+        targets = torch.randint(4, (80,), generator=draws)
+        hit = torch.nn.functional.one_hot(targets, 4).double()
+        skill = 0.3 + 1.2 * torch.rand(24, 1, 1, generator=draws).double()
+        noise = torch.randn(24, 80, 4, generator=draws).double()
+        gram = error_gram(torch.softmax(2 * (skill * hit + noise), 2), targets)
+        best = brute_force(gram.numpy(), 6)
+        model: dimod.BinaryQuadraticModel = selection_bqm(gram, 6)
+        weight = 1.01 * max(
+            abs(b) + sum(abs(q) for _, q in model.iter_neighborhood(v)) for v, b in model.linear.items()
+        )
+        for i in range(24):
+            model.add_linear(i, weight * (1 - 2 * 6))
+            for j in range(i + 1, 24):
+                model.add_quadratic(i, j, 2 * weight)
+        lowest = (
+            SimulatedAnnealingSampler().sample(model, num_reads=20, num_sweeps=1000, seed=pool).first.sample
+        )
+        chosen = tuple(member for member, one in lowest.items() if one)
+        penalty, wrong = penalty + (chosen == best), wrong + (len(chosen) != 6)
+        price += choose_members(gram, 6, sampler="sa", seed=pool).members == best
+    return (
+        f"simulated annealing, {num_pools} pools: with a penalty it finds the best set {penalty} times (a set of "
+        f"another size {wrong} times), with a price and swaps {price} times"
+    )
+
+
 def main() -> None:
     """Train what is missing, then judge."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", nargs="+", required=True, help="cifar10:DIR fashion-mnist:DIR")
     parser.add_argument("--out", type=Path, default=Path("combine"), help="where predictions are kept")
+    parser.add_argument("--fit-rows", type=int, default=5000)
+    parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    cases, better = 0, 0
     try:
         for source in given.data:
             for pool in POOLS:
                 probs, targets = predictions(source, pool, given.seed, given.out)
-                print(source, pool, tuple(probs.shape))
+                combined: Figures = {}
+                selected: Figures = {}
+                for split in range(given.splits):
+                    order = torch.randperm(len(targets), generator=generator(given.seed, "split", split))
+                    fit, rest = order[: given.fit_rows], order[given.fit_rows :]
+                    combine(probs, targets, fit, rest, combined)
+                    select(probs, targets, fit, rest, selected)
+                rows = f"{given.fit_rows} rows to fit, {len(targets) - given.fit_rows} to judge"
+                name = source.partition(":")[0]
+                print(f"\n## {name}, {pool} pool of {len(probs)}, {rows}\n")
+                print(table(combined, "mean + T"))
+                print(f"\n### {KEPT} of {len(probs)}\n\n{table(selected, 'all, mean + T')}")
+                print(
+                    f"\n### few rows\n\n{few_rows(probs, targets, 4 * given.splits, given.seed)}", flush=True
+                )
+                pairs = zip(combined[f"{StackingCombiner.name} + T"], combined["mean + T"], strict=True)
+                gaps = [stacked["nll"] <= mean["nll"] for stacked, mean in pairs]
+                cases, better = cases + len(gaps), better + sum(gaps)
+        print(f"\nstacking + T is not above mean + T in NLL in {better} of {cases} cases")
+        print(sizes(20, given.seed))
     except HqdeError as error:
         sys.exit(str(error))
 

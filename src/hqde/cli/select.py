@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from hqde.cli.artefacts import open_ensemble, rows_for
+from hqde.cli.artefacts import open_ensemble, rows_for, validation_rows
 from hqde.cli.console import Format, FormatOption, out, print_json
-from hqde.config import build_config, load_data, load_tree
 from hqde.data import Examples
 from hqde.ensemble import Ensemble, SelectedMembers, select_members
 from hqde.errors import ConfigError
@@ -117,10 +116,7 @@ def _rows(
     run = RunDirectory(path)
     if data is not None or not run.config_file.is_file():
         return rows_for(path, ensemble, data, target), None
-    splits = load_data(build_config(load_tree(run.config_file)))
-    if not len(splits.validation):
-        raise ConfigError(f"the run {path} held out no validation rows to select on; name rows with --data")
-    return splits.validation, splits.test
+    return validation_rows(path), rows_for(path, ensemble, None, target)
 
 
 def _table(found: SelectedMembers) -> Table:

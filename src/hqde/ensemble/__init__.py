@@ -9,6 +9,7 @@ from hqde.ensemble.combiners import (
     MedianCombiner,
     TrimmedMeanCombiner,
     combiner_settings,
+    default_combiner,
     drop_outliers,
     make_combiner,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "WeightedVoteCombiner",
     "apply_temperature",
     "combiner_settings",
+    "default_combiner",
     "describe_evaluation",
     "drop_outliers",
     "encode_images",

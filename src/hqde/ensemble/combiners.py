@@ -172,6 +172,8 @@ class TrimmedMeanCombiner:
         return self.pool(*checked(self, member_probs, scores))
 
 
+LEAST_ROWS_TO_STACK = 200
+
 AnyCombiner = (
     MeanCombiner
     | EfficiencyCombiner
@@ -262,6 +264,24 @@ def make_combiner(name: str, settings: Mapping[str, Any] | None = None) -> Combi
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     combiner: Combiner = kind(**values)
     return combiner
+
+
+def default_combiner(
+    task: str, *, num_members: int, num_validation_rows: int, calibrate: bool = True
+) -> Combiner:
+    """What ``auto`` stands for: stacking where there are rows enough to fit it, else the mean.
+
+    It takes classes, several members, calibration that was not switched off, and at least 200 validation
+    rows: from there on stacking was at most 0.001 nats worse than the mean with a temperature in any of 256
+    cases (docs/quantum.md), and up to 0.12 better.
+
+    >>> default_combiner("classification", num_members=4, num_validation_rows=500)
+    StackingCombiner(shares=())
+    >>> default_combiner("classification", num_members=4, num_validation_rows=100)
+    MeanCombiner()
+    """
+    enough = num_members > 1 and num_validation_rows >= LEAST_ROWS_TO_STACK
+    return StackingCombiner() if task == "classification" and calibrate and enough else MeanCombiner()
 
 
 def combiner_settings(combiner: Combiner) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from hqde.metrics.checks import check_member_probs
 SPREADS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 TOTAL_SPREAD = 1.0  # standard deviation of the exponents' sum around 1, before any row is seen
 NUM_FOLDS = 5
+STANDARD_ERRORS = 2.0
 MOST_STEPS = 2000
 MOST_NUMBERS = 2**27  # in double precision; more are kept in single
 
@@ -114,7 +115,7 @@ def choose_spread(member_probs: Tensor, targets: Tensor) -> float:
     """How different the exponents may be, by cross-validation: 0 for members that are worth the same.
 
     Five times the exponents are fitted to four fifths of the rows, for each spread, and judged on the last
-    fifth. Of the spreads that are no more than one standard error (of the difference, row by row) worse than
+    fifth. Of the spreads that are no more than two standard errors (of the difference, row by row) worse than
     the best, the least is taken: rows have to speak for it that members differ.
 
     Args:
@@ -123,7 +124,8 @@ def choose_spread(member_probs: Tensor, targets: Tensor) -> float:
     >>> choose_spread(torch.full((2, 4, 2), 0.5), torch.zeros(4, dtype=torch.long))
     0.0
 
-    Source: Breiman et al., "Classification and regression trees" (1984), for the rule of one standard error.
+    Source: Breiman et al., "Classification and regression trees" (1984), for the rule, there of one
+    standard error.
     """
     check_member_probs(member_probs, targets)
     odds = _log_odds(member_probs, targets)
@@ -142,7 +144,7 @@ def choose_spread(member_probs: Tensor, targets: Tensor) -> float:
     best = int(losses.mean(dim=1).argmin())
     for place, spread in enumerate(SPREADS[:best]):
         worse = losses[place] - losses[best]
-        if float(worse.mean()) <= float(worse.std()) / num_rows**0.5:
+        if float(worse.mean()) <= STANDARD_ERRORS * float(worse.std()) / num_rows**0.5:
             return spread
     return SPREADS[best]
 
