@@ -134,7 +134,7 @@ def test_version_and_help(hqde):
 
 def test_members_can_be_combined_otherwise(hqde, run):
     plain = json.loads(hqde("evaluate", run, "--format", "json").out)
-    assert plain["combiner"] == "mean"  # ten validation rows are too few to stack
+    assert plain["combiner"] == "mean"  # ten validation rows are too few to choose by
     for name in ("entanglement", "stacking", "median"):
         done = hqde("evaluate", run, "--combiner", name, "--format", "json")
         assert done.code == 0, done.err

@@ -52,16 +52,16 @@ def test_auto_becomes_a_cnn_for_images_and_an_mlp_for_tables(monkeypatch):
     assert resolve(named, table()).model.name == "resnet18"
 
 
-def test_auto_stacks_where_there_are_rows_and_members_enough():
-    def combiner(tree, count=4000, regression=False):
+def test_auto_is_the_mean_where_there_is_nothing_to_choose_by():
+    def combiner(tree, count=8000, regression=False):
         inputs = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
         targets = inputs.sum(1) if regression else torch.arange(count) % 3
         rows = TensorExamples(inputs, targets)
         splits = make_splits("rows", rows, task="regression" if regression else "classification")
         return resolve(build_config(tree), splits).ensemble.combiner
 
-    assert combiner({}) == "stacking"
-    assert combiner({}, count=1000) == "mean"  # 80 rows held out
+    assert combiner({}) == "auto"
+    assert combiner({}, count=400) == "mean"  # 32 rows held out
     assert combiner({}, regression=True) == "mean"
     assert combiner({"topology": {"groups": 1}}) == "mean"
     assert combiner({"ensemble": {"calibrate": False}}) == "mean"

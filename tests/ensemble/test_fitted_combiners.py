@@ -15,6 +15,7 @@ import hqde.ensemble
 from hqde.checkpoints import read_manifest
 from hqde.ensemble import (
     COMBINERS,
+    AutoCombiner,
     EntanglementCombiner,
     FittableCombiner,
     MeanCombiner,
@@ -29,7 +30,7 @@ from hqde.ensemble import (
     fit_to_predictions,
     make_combiner,
 )
-from hqde.ensemble.stacking import SPREADS, choose_spread
+from hqde.ensemble.stacking import SPREADS, choose_spread, simplest
 from hqde.errors import ArtefactError, ConfigError, PreconditionError
 from hqde.metrics import accuracy, brier, nll
 
@@ -331,3 +332,64 @@ def test_accuracy_of_votes_in_an_ensemble(make_ensemble, rows, labels):
     ensemble = make_ensemble().fit_combiner("plurality", (rows, labels))
     votes = ensemble.predict_members(rows).argmax(dim=2).mode(dim=0).values
     assert float(accuracy(ensemble.predict_proba(rows), votes)) == 1.0
+
+
+# -- auto --------------------------------------------------------------------------------------------------
+
+
+def specialists(seed=0, *, rows=600):
+    """Three members that each know two of three classes and rule the third out, more or less firmly."""
+    probs, targets = pool_of(seed, members=3, rows=rows, skills=[2.0, 2.0, 2.0])
+    probs, draws = probs.clone(), torch.Generator().manual_seed(seed)
+    for member in range(3):
+        probs[member, :, member] = 10 ** (-1 - 20 * torch.rand(rows, generator=draws))
+    return probs / probs.sum(dim=2, keepdim=True), targets
+
+
+def test_auto_takes_the_mean_where_members_rule_out_what_they_have_not_seen():
+    probs, targets = specialists()
+    assert AutoCombiner().fit(probs, targets) == MeanCombiner()
+    stacked = StackingCombiner().fit(probs, targets).combine(probs, torch.ones(3))
+    mean = MeanCombiner().combine(probs, torch.ones(3))
+    losses = [float(nll(apply_temperature(p, fit_temperature(p, targets)), targets)) for p in (stacked, mean)]
+    assert losses[0] > 1.5 * losses[1]
+
+
+def test_auto_takes_weights_where_members_differ():
+    probs, targets = pool_of(0, rows=1000, skills=[0.1] * 6 + [1.5, 2.0])
+    found = AutoCombiner().fit(probs, targets)
+    assert found in (StackingCombiner().fit(probs, targets), EntanglementCombiner().fit(probs, targets))
+
+
+def test_auto_is_not_led_astray_by_chance():
+    for seed in range(6):
+        probs, targets = pool_of(seed, rows=60, skills=[1.0] * 4)
+        found = AutoCombiner().fit(probs, targets)
+        assert isinstance(found, MeanCombiner) or max(found.shares) < 0.6
+
+
+def test_auto_without_anything_to_choose_by_is_the_mean():
+    probs, targets = pool_of(0, rows=40)
+    assert AutoCombiner().fit(probs, targets) == MeanCombiner()
+    assert AutoCombiner().fit(probs[:1], targets) == MeanCombiner()
+    assert AutoCombiner().fit(torch.ones(3, 80, 2), torch.ones(80)) == MeanCombiner()
+    torch.testing.assert_close(
+        AutoCombiner().combine(probs, torch.ones(4)), MeanCombiner().combine(probs, torch.ones(4))
+    )
+    assert make_combiner("auto") == AutoCombiner() == AutoCombiner().of_members([0])
+
+
+def test_an_ensemble_keeps_what_auto_chose(make_ensemble):
+    rows = torch.randn(300, 5, generator=torch.Generator().manual_seed(3)) * 3 + 1
+    labels = (rows[:, 0] > rows[:, 1]).long() + (rows[:, 2] > 3).long()
+    fitted = make_ensemble().fit_combiner("auto", (rows, labels))
+    assert fitted.combiner.name in ("mean", "stacking", "entanglement")
+
+
+def test_the_simplest_candidate_that_is_not_clearly_worse():
+    draws = torch.Generator().manual_seed(0)
+    base = torch.rand(100, generator=draws)
+    noise = 0.1 * torch.randn(100, generator=draws)
+    assert simplest(torch.stack([base + noise, base])) == 0  # no more than noise apart
+    assert simplest(torch.stack([base + 0.05 + noise, base, base + noise])) == 1
+    assert simplest(torch.stack([base, base])) == 0

@@ -191,7 +191,7 @@ class EnsembleSettings:
 
     Args:
         combiner: one of `hqde.ensemble.COMBINERS`; those that learn are fitted on the validation split at the
-            end. ``auto`` is ``stacking`` where there are validation rows enough, else ``mean``.
+            end. ``auto`` takes ``mean``, ``stacking`` or ``entanglement``, whichever those rows speak for.
         drop_outliers: leave members out whose loss on validation rows stands out.
         calibrate: fit a temperature on the validation split.
     """

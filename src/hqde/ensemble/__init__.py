@@ -1,5 +1,6 @@
 """The trained ensemble: members, combiners, calibration, evaluation, and the artefact it is saved as."""
 
+from hqde.ensemble.auto import AutoCombiner
 from hqde.ensemble.calibration import apply_temperature, fit_temperature
 from hqde.ensemble.combiners import (
     COMBINERS,
@@ -29,6 +30,7 @@ from hqde.ensemble.voting import PluralityCombiner, WeightedVoteCombiner
 __all__ = [
     "BATCH_SIZE",
     "COMBINERS",
+    "AutoCombiner",
     "Combiner",
     "EfficiencyCombiner",
     "Ensemble",

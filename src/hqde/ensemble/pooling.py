@@ -49,8 +49,8 @@ class FittableCombiner(Combiner, Protocol):
         """One number per member, summing to 1."""
         ...
 
-    def fit(self, member_predictions: Tensor, targets: Tensor) -> Self:
-        """The same, fitted on rows that no member was trained on.
+    def fit(self, member_predictions: Tensor, targets: Tensor) -> Combiner:
+        """The same (or, for ``auto``, the one chosen), fitted on rows that no member was trained on.
 
         Args:
             member_predictions: (m, n, c) probabilities, or (m, n, 2) means and variances.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -114,39 +114,68 @@ def fit_exponents(member_probs: Tensor, targets: Tensor, *, spread: float = 2.0)
 def choose_spread(member_probs: Tensor, targets: Tensor) -> float:
     """How different the exponents may be, by cross-validation: 0 for members that are worth the same.
 
-    Five times the exponents are fitted to four fifths of the rows, for each spread, and judged on the last
-    fifth. Of the spreads that are no more than two standard errors (of the difference, row by row) worse than
-    the best, the least is taken: rows have to speak for it that members differ.
+    The least spread that is `simplest` among `cross_validated_losses`: rows have to speak for it that members
+    differ.
 
     Args:
         member_probs, targets: as for `fit_exponents`; with fewer than 10 rows the spread is 0.
 
     >>> choose_spread(torch.full((2, 4, 2), 0.5), torch.zeros(4, dtype=torch.long))
     0.0
-
-    Source: Breiman et al., "Classification and regression trees" (1984), for the rule, there of one
-    standard error.
     """
     check_member_probs(member_probs, targets)
-    odds = _log_odds(member_probs, targets)
-    num_members, num_rows, _ = odds.shape
-    if num_members == 1 or num_rows < 2 * NUM_FOLDS:
+    if len(member_probs) == 1 or len(targets) < 2 * NUM_FOLDS:
         return 0.0
-    losses = torch.zeros(len(SPREADS), num_rows, dtype=torch.float64)
-    fold_of = torch.arange(num_rows) % NUM_FOLDS
-    for fold in range(NUM_FOLDS):
-        kept, left = odds[:, fold_of != fold], odds[:, fold_of == fold]
+    return SPREADS[simplest(cross_validated_losses(member_probs, targets))]
+
+
+def cross_validated_losses(member_probs: Tensor, targets: Tensor) -> Tensor:
+    """NLL of each row for each of ``SPREADS``, (6, n) float64, with exponents fitted to other folds.
+
+    Args:
+        member_probs, targets: as for `fit_exponents`, with at least 5 rows.
+    """
+    odds = _log_odds(member_probs, targets)
+    losses = torch.zeros(len(SPREADS), len(targets), dtype=torch.float64)
+    for kept, left in folds(len(targets)):
         exponents: Tensor | None = None
         for place, spread in enumerate(SPREADS):
-            exponents = _solve(kept, spread, exponents)
-            pooled = torch.tensordot(exponents.to(left), left, dims=1)
-            losses[place, fold_of == fold] = torch.logsumexp(pooled, dim=1).double().cpu()
+            exponents = _solve(odds[:, kept], spread, exponents)
+            pooled = torch.tensordot(exponents.to(odds), odds[:, left], dims=1)
+            losses[place, left] = torch.logsumexp(pooled, dim=1).double().cpu()
+    return losses
+
+
+def folds(num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Five divisions of the rows, every fifth left out: positions to fit on, and to judge on.
+
+    >>> [left.tolist() for _, left in folds(7)]
+    [[0, 5], [1, 6], [2], [3], [4]]
+    """
+    fold_of = torch.arange(num_rows) % NUM_FOLDS
+    for fold in range(NUM_FOLDS):
+        yield (fold_of != fold).nonzero().flatten(), (fold_of == fold).nonzero().flatten()
+
+
+def simplest(losses: Tensor) -> int:
+    """The first candidate that is no more than two standard errors worse than the best.
+
+    The error is that of the mean difference, row by row.
+
+    Args:
+        losses: (k, n) of k candidates, the simplest first, on n rows.
+
+    >>> simplest(torch.tensor([[0.5, 0.7, 0.6], [0.5, 0.6, 0.6], [0.1, 0.2, 0.1]]))
+    2
+
+    Source: Breiman et al., "Classification and regression trees" (1984), for the rule, there of one error.
+    """
     best = int(losses.mean(dim=1).argmin())
-    for place, spread in enumerate(SPREADS[:best]):
+    for place in range(best):
         worse = losses[place] - losses[best]
-        if float(worse.mean()) <= STANDARD_ERRORS * float(worse.std()) / num_rows**0.5:
-            return spread
-    return SPREADS[best]
+        if float(worse.mean()) <= STANDARD_ERRORS * float(worse.std()) / losses.shape[1] ** 0.5:
+            return place
+    return best
 
 
 def _log_odds(member_probs: Tensor, targets: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ class HQDESystem:
         groups: what single groups do differently, by their number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation rows.
-        combiner: how member predictions become one, as an object or by name; ``"auto"`` is stacking where
-            there are validation rows enough, else the mean.
+        combiner: how member predictions become one, as an object or by name; ``"auto"`` is the mean, or
+            what the validation rows speak for.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation rows at the end.
         task: ``"classification"`` or ``"regression"``.
