@@ -61,7 +61,7 @@ def test_auto_is_the_mean_where_there_is_nothing_to_choose_by():
         return resolve(build_config(tree), splits).ensemble.combiner
 
     assert combiner({}) == "auto"
-    assert combiner({}, count=400) == "mean"  # 32 rows held out
+    assert combiner({}, count=1000) == "mean"  # 80 rows held out
     assert combiner({}, regression=True) == "mean"
     assert combiner({"topology": {"groups": 1}}) == "mean"
     assert combiner({"ensemble": {"calibrate": False}}) == "mean"

@@ -363,16 +363,16 @@ def test_auto_takes_weights_where_members_differ():
 
 def test_auto_is_not_led_astray_by_chance():
     for seed in range(6):
-        probs, targets = pool_of(seed, rows=60, skills=[1.0] * 4)
+        probs, targets = pool_of(seed, rows=120, skills=[1.0] * 4)
         found = AutoCombiner().fit(probs, targets)
         assert isinstance(found, MeanCombiner) or max(found.shares) < 0.6
 
 
 def test_auto_without_anything_to_choose_by_is_the_mean():
-    probs, targets = pool_of(0, rows=40)
+    probs, targets = pool_of(0, rows=99)
     assert AutoCombiner().fit(probs, targets) == MeanCombiner()
     assert AutoCombiner().fit(probs[:1], targets) == MeanCombiner()
-    assert AutoCombiner().fit(torch.ones(3, 80, 2), torch.ones(80)) == MeanCombiner()
+    assert AutoCombiner().fit(torch.ones(3, 200, 2), torch.ones(200)) == MeanCombiner()
     torch.testing.assert_close(
         AutoCombiner().combine(probs, torch.ones(4)), MeanCombiner().combine(probs, torch.ones(4))
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hqde.ensemble import StackingCombiner, member_bytes, member_latencies_ms, select_members
+from hqde.ensemble import AutoCombiner, StackingCombiner, member_bytes, member_latencies_ms, select_members
 from hqde.errors import ConfigError, PreconditionError
 from hqde.metrics import brier, rmse
 
@@ -71,6 +71,12 @@ def test_a_fitted_combiner_is_fitted_anew_for_the_selected(make_ensemble, labell
     expected = whole.select(found.selected).fit_combiner("stacking", labelled)
     assert found.ensemble.combiner == expected.combiner
     assert found.ensemble.temperature == expected.temperature
+
+
+def test_auto_chooses_anew_for_the_selected(make_ensemble, labelled, judging):
+    whole = make_ensemble(num_members=4, combiner=AutoCombiner())
+    found = select_members(whole, 2, labelled, judge=judging)
+    assert found.ensemble.combiner.name in ("mean", "stacking", "entanglement")
 
 
 def test_budgets_of_bytes_and_time(make_ensemble, labelled, judging):

@@ -19,7 +19,7 @@ from hqde.ensemble.stacking import (
     simplest,
 )
 
-LEAST_ROWS = 50
+LEAST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class AutoCombiner:
     Fitting it gives one of the three. Each is fitted with a temperature to four fifths of the rows and judged
     on the last, five times. The first, in this order, is taken whose NLL is no more than two standard errors
     (of the difference, row by row) above the least. Geometric means are far worse than the mean where members
-    have not seen all classes, and rule them out; so stacking cannot be taken on trust. With fewer than 50
+    have not seen all classes, and rule them out; so stacking cannot be taken on trust. With fewer than 100
     rows, for regression, and before it is fitted it is the mean.
 
     >>> AutoCombiner().combine(torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]]), torch.ones(2))

@@ -195,7 +195,7 @@ def _fitted(
     """Some members with the ensemble's kind of combiner, fitted anew, or as picked."""
     members = list(members)
     combiner = ensemble.combiner
-    if isinstance(combiner, FittableCombiner):
+    if isinstance(combiner, FittableCombiner) and combiner.shares:
         combiner = replace(combiner, shares=())  # type: ignore[type-var]
     part = ensemble.with_combiner(combiner).select(members)
     if weights is None:
