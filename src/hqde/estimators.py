@@ -28,7 +28,7 @@ from hqde.data import (
     hold_out,
     infer_schema,
 )
-from hqde.ensemble import Combiner, Ensemble, make_combiner
+from hqde.ensemble import Combiner, Ensemble, FittableCombiner, make_combiner
 from hqde.errors import ConfigError, DataError
 from hqde.models import ModelSpec, model_spec
 from hqde.rounds import Engine, Experiment, RoundLog
@@ -70,7 +70,9 @@ class _EnsembleEstimator(BaseEstimator, ABC):
     def _fit(self, examples: TensorExamples, schema: Schema, *, recipe: Recipe, calibrate: bool) -> None:
         """Train ``ensemble_`` on ``examples``."""
         seed = self._seed()
-        splits = self._split(examples, schema, seed=seed, calibrate=calibrate)
+        combiner = make_combiner(self.combiner) if isinstance(self.combiner, str) else self.combiner
+        learns = calibrate or isinstance(combiner, FittableCombiner)
+        splits = self._split(examples, schema, seed=seed, learns=learns)
         recipe = self._with_batch_size(recipe, len(splits.train))
         log = RoundLog()
         experiment = Experiment(
@@ -83,7 +85,7 @@ class _EnsembleEstimator(BaseEstimator, ABC):
             dropout_rate=self.dropout_rate,
             early_stopping=self.early_stopping,
             evaluate_every=1 if self.early_stopping else max(1, self.epochs),
-            combiner=make_combiner(self.combiner) if isinstance(self.combiner, str) else self.combiner,
+            combiner=combiner,
             calibrate=calibrate,
             seed=seed,
             device=resolve_device(self.device),
@@ -111,11 +113,11 @@ class _EnsembleEstimator(BaseEstimator, ABC):
             size = min(128, max(8, -(-num_rows // 4)))
         return replace(recipe, batch_size=int(size))
 
-    def _split(self, examples: Examples, schema: Schema, *, seed: int, calibrate: bool) -> Splits:
+    def _split(self, examples: Examples, schema: Schema, *, seed: int, learns: bool) -> Splits:
         """Rows are held out only if something asks for them."""
         empty = SubsetExamples(examples, torch.zeros(0, dtype=torch.int64))
         name = type(self).__name__
-        if not (calibrate or self.early_stopping):
+        if not (learns or self.early_stopping):
             return Splits(name, schema, examples, empty, empty)
         kept, held = hold_out(
             examples.targets,
@@ -168,7 +170,8 @@ class HQDEClassifier(ClassifierMixin, _EnsembleEstimator):
         calibrate: fit a temperature on held-out rows.
         early_stopping: stop when the loss on held-out rows has not improved for so many epochs, and
             keep the best; 0 trains to the end.
-        validation_fraction: of the rows, held out class by class, if ``calibrate`` or ``early_stopping`` ask.
+        validation_fraction: of the rows, held out class by class, if ``calibrate``,
+            ``early_stopping`` or the combiner ask.
         model: ``"mlp"``, ``"module:Class"``, or a torch module class, which takes rows ``(n, features)``.
         model_options: further constructor arguments; all of them for a model of your own.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …, or ``"auto"``.

@@ -135,3 +135,28 @@ def test_several_runs_are_compared_and_one_is_exported(hqde, run, tmp_path):
     assert json.loads(done.out)["tables"][-1] == "tables/workers.csv"
     assert hqde("report", run, "--export", "xls").code == 2
     assert hqde("report", run, tmp_path / "copy", "--export", "csv").code == 2
+
+
+def test_members_can_be_combined_otherwise(hqde, run):
+    plain = json.loads(hqde("evaluate", run, "--format", "json").out)
+    assert plain["combiner"] == "mean"  # ten validation rows are too few to choose by
+    for name in ("entanglement", "stacking", "median"):
+        done = hqde("evaluate", run, "--combiner", name, "--format", "json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["combiner"] == name
+    assert "combiner superposition, temperature" in hqde("evaluate", run, "--combiner", "superposition").out
+    assert "did you mean 'stacking'" in hqde("evaluate", run, "--combiner", "staking").err
+    done = hqde("evaluate", run / "artefact", "--data", "trees.csv", "--combiner", "stacking")
+    assert (done.code, "no validation rows" in done.err) == (2, True)
+
+
+def test_a_combiner_is_set_for_a_run(hqde, table, tmp_path):
+    setting = ("--set", "ensemble.combiner=superposition", "--set", "data.validation_fraction=0.3")
+    assert hqde("train", "--data", table, *SMALL, *setting, "--out", "run").code == 0
+    manifest = json.loads((tmp_path / "run" / "artefact" / "manifest.json").read_text())
+    assert manifest["combiner"] == "superposition"
+    assert len(manifest["combiner_settings"]["shares"]) == 2
+    assert 'combiner = "superposition"' in (tmp_path / "run" / "config.toml").read_text()
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert len(evaluation["entanglement_matrix"]) == 2
+    assert "mutual_information" in json.loads((tmp_path / "run" / "metrics.json").read_text())["diversity"]

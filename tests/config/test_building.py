@@ -46,10 +46,26 @@ def test_auto_becomes_a_cnn_for_images_and_an_mlp_for_tables(monkeypatch):
     resolved = resolve(config, table())
     assert resolved.run.device == "cpu"
     assert resolve(resolved, table()) == resolved
-    rest = replace(resolved, model=config.model, run=config.run)
+    rest = replace(resolved, model=config.model, run=config.run, ensemble=config.ensemble)
     assert rest == config
     named = build_config({"model": {"name": "resnet18"}})
     assert resolve(named, table()).model.name == "resnet18"
+
+
+def test_auto_is_the_mean_where_there_is_nothing_to_choose_by():
+    def combiner(tree, count=8000, regression=False):
+        inputs = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+        targets = inputs.sum(1) if regression else torch.arange(count) % 3
+        rows = TensorExamples(inputs, targets)
+        splits = make_splits("rows", rows, task="regression" if regression else "classification")
+        return resolve(build_config(tree), splits).ensemble.combiner
+
+    assert combiner({}) == "auto"
+    assert combiner({}, count=1000) == "mean"  # 80 rows held out
+    assert combiner({}, regression=True) == "mean"
+    assert combiner({"topology": {"groups": 1}}) == "mean"
+    assert combiner({"ensemble": {"calibrate": False}}) == "mean"
+    assert combiner({"ensemble": {"combiner": "median"}}) == "median"
 
 
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch):
@@ -191,5 +207,5 @@ def test_the_default_configuration_is_the_documented_one():
     assert (config.topology.groups, config.server.optimizer, config.ensemble.combiner) == (
         None,
         "fedavg",
-        "mean",
+        "auto",
     )

@@ -53,6 +53,7 @@ def test_diversity_is_in_it_and_vanishes_for_one_member(make_ensemble, rows, tar
         "q_statistic",
         "double_fault",
         "pairwise_kl",
+        "mutual_information",
     }
     members = make_ensemble().predict_members(rows)
     chosen = members.argmax(dim=2)
@@ -123,6 +124,7 @@ def test_the_description_has_the_figures_before_and_after_calibration(make_ensem
     assert found["ensemble_calibrated"]["nll"] == tempered.nll != plain.nll
     assert found["members"] == tempered.members
     assert np.shape(found["disagreement_matrix"]) == (3, 3)
+    assert np.diag(found["entanglement_matrix"]) == pytest.approx([1.0] * 3)
     for key in ("reliability", "reliability_calibrated"):
         assert {len(found[key][part]) for part in ("confidence", "accuracy", "count")} == {15}
         assert sum(found[key]["count"]) == 37

@@ -83,7 +83,7 @@ def test_efficiency_weighs_the_mixture_and_log_pool_is_refused(make_ensemble, ro
     weights = torch.softmax(torch.tensor([0.2, 0.4, 0.6]), dim=0)
     expected = (weights[:, None] * ensemble.predict_members(rows)[..., 0]).sum(dim=0)
     torch.testing.assert_close(ensemble.predict(rows), expected)
-    with pytest.raises(ConfigError, match="use 'mean' or 'efficiency'"):
+    with pytest.raises(ConfigError, match="use 'mean', 'efficiency' or"):
         make_ensemble(loss="mse", combiner=LogPoolCombiner())
     with pytest.raises(ConfigError, match="leave it at 1"):
         make_ensemble(loss="mse", temperature=2.0)

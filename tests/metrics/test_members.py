@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,12 +19,22 @@ from hqde.metrics import (
     disagreement_matrix,
     double_fault,
     effective_members,
+    fidelity_matrix,
+    mutual_information,
     pairwise_kl,
     q_statistic,
     uncertainty,
 )
 
-UNLABELLED = [disagreement_matrix, disagreement, pairwise_kl, effective_members, uncertainty]
+UNLABELLED = [
+    disagreement_matrix,
+    disagreement,
+    fidelity_matrix,
+    mutual_information,
+    pairwise_kl,
+    effective_members,
+    uncertainty,
+]
 LABELLED = [q_statistic, double_fault]
 
 
@@ -243,3 +254,20 @@ def test_targets_must_fit_the_members(metric):
         metric(probs, targets[:-1])
     with pytest.raises(PreconditionError, match="class ids from 0 to 3"):
         metric(probs, targets + 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_fidelity_and_mutual_information_are_those_of_plain_loops(seed):
+    draws = np.random.default_rng(seed)
+    probs = draws.dirichlet(np.ones(4), (3, 6))
+    found = fidelity_matrix(torch.from_numpy(probs)).numpy()
+    for i in range(3):
+        for j in range(3):
+            expected = np.mean([sum(np.sqrt(probs[i, n] * probs[j, n])) for n in range(6)])
+            assert found[i, j] == pytest.approx(expected, abs=1e-12)
+    between = [
+        entropy(probs[:, n].mean(0)) - np.mean([entropy(probs[i, n]) for i in range(3)]) for n in range(6)
+    ]
+    assert float(mutual_information(torch.from_numpy(probs))) == pytest.approx(np.mean(between), abs=1e-12)
+    assert 0 <= float(mutual_information(torch.from_numpy(probs))) <= np.log(3)

@@ -57,6 +57,24 @@ def test_the_pair_that_disagrees_most_is_named(write_run: WriteRun) -> None:
     assert "disagree on 15.0 % of the test examples on average; members 1 and 3 most, on 30.0 %" in told
 
 
+def test_the_pair_that_overlaps_least_is_named(write_run: WriteRun) -> None:
+    def change(lines: Any, figures: Any, evaluation: Any) -> None:
+        evaluation["entanglement_matrix"] = [
+            [1.0, 0.9, 0.92, 0.94],
+            [0.9, 1.0, 0.8, 0.9],
+            [0.92, 0.8, 1.0, 0.94],
+            [0.94, 0.9, 0.94, 1.0],
+        ]
+
+    figures = member_figures(read_run(write_run(change=change)))
+    assert "overlap by 90.00 % on average; least those of members 1 and 2, by 80.00 %" in titles(figures)
+    assert [cell.split()[0] for cell in figures[-1].table.rows[1][1:]] == ["90.0", "100.0", "80.0", "90.0"]
+
+
+def test_a_run_of_an_earlier_version_has_no_entanglement_matrix(write_run: WriteRun) -> None:
+    assert "Entanglement" not in titles(member_figures(read_run(write_run())))
+
+
 def test_a_mark_stands_where_the_groups_part(write_run: WriteRun) -> None:
     (mark,) = timeline(read_run(write_run(branch_at=12))).marks
     assert (mark.x, mark.word) == (12.0, "4 groups")

@@ -14,6 +14,7 @@ from hqde.aggregation import Momentum
 from hqde.backends import LocalBackend
 from hqde.checkpoints import CheckpointStore
 from hqde.data import Replicate, Split
+from hqde.ensemble import make_combiner
 from hqde.errors import CheckpointError, NonFiniteError, QuorumError, WorkerError
 from hqde.rounds import Engine, GroupSettings
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
@@ -358,3 +359,19 @@ def test_bytes_are_those_of_the_vectors_that_travel():
     assert together.state.totals.sent_bytes == 2 * 4 * nbytes * 2  # up and down, 4 workers, 2 rounds
     alone = run(replace(small_experiment(num_workers=2), topology=Topology.independent()))[0]
     assert alone.state.totals.sent_bytes == 0
+
+
+# -- combiners that learn ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "calibrate"), [("stacking", True), ("entanglement", False)])
+def test_a_combiner_is_fitted_on_the_validation_rows_at_the_end(name, calibrate):
+    experiment = replace(
+        small_experiment(), topology=Topology(), combiner=make_combiner(name), calibrate=calibrate
+    )
+    ensemble = run(experiment)[0].ensemble
+    again = ensemble.fit_combiner(name, experiment.splits.validation, calibrate=calibrate)
+    assert ensemble.combiner == again.combiner
+    assert len(ensemble.combiner.shares) == len(ensemble)
+    assert ensemble.temperature == again.temperature
+    assert (ensemble.temperature == 1.0) is not calibrate

@@ -8,8 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from hqde.data import Augmentation, Bootstrap, Dirichlet, Iid, Replicate, Split, TensorExamples, make_splits
+from hqde.data import (
+    Augmentation,
+    Bootstrap,
+    Dirichlet,
+    Iid,
+    Replicate,
+    Split,
+    SubsetExamples,
+    TensorExamples,
+    make_splits,
+)
 from hqde.data.splits import Splits
+from hqde.ensemble import make_combiner
 from hqde.errors import ConfigError, PreconditionError
 from hqde.models import model_spec
 from hqde.rounds import Experiment, GroupSettings
@@ -341,3 +352,11 @@ def test_a_group_s_settings_are_checked_when_they_are_made():
         GroupSettings(recipe={"learning_rte": 0.1})
     with pytest.raises(ConfigError, match="dropout_rate must lie"):
         GroupSettings(dropout_rate=1.5)
+
+
+def test_a_combiner_that_learns_needs_rows_and_must_not_have_learned():
+    empty = replace(table(), validation=SubsetExamples(table().train, torch.zeros(0, dtype=torch.int64)))
+    with pytest.raises(ConfigError, match="combiner 'stacking' needs validation rows"):
+        make(splits=empty, calibrate=False, combiner=make_combiner("stacking"))
+    with pytest.raises(ConfigError, match="is fitted already"):
+        make(combiner=make_combiner("stacking", {"shares": [0.5, 0.5]}))

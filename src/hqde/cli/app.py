@@ -15,6 +15,7 @@ from hqde.cli.drill import drill
 from hqde.cli.evaluate import evaluate
 from hqde.cli.predict import predict
 from hqde.cli.report import report
+from hqde.cli.select import select
 from hqde.cli.top import top
 from hqde.cli.train import train
 from hqde.errors import HqdeError, NonFiniteError, QuorumError, WorkerError
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, compress, report, top, drill, doctor):
+for command in (train, evaluate, predict, select, compress, report, top, drill, doctor):
     app.command()(command)
 
 

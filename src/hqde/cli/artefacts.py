@@ -92,6 +92,21 @@ def _own_splits(path: Path) -> Splits:
     return load_data(build_config(load_tree(run.config_file)))
 
 
+def validation_rows(path: Path) -> Examples:
+    """The rows that a run held out for choosing and fitting.
+
+    Raises:
+        ConfigError: ``path`` is no run, or it held none out.
+    """
+    run = RunDirectory(path)
+    if not run.config_file.is_file():
+        raise ConfigError(f"{path} is an artefact, which knows no validation rows; give the run instead")
+    rows = load_data(build_config(load_tree(run.config_file))).validation
+    if not len(rows):
+        raise ConfigError(f"the run {path} held out no validation rows")
+    return rows
+
+
 def predict_members(
     ensemble: Ensemble,
     data: Examples | Inputs,

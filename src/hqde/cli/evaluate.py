@@ -17,10 +17,11 @@ from hqde.cli.artefacts import (
     open_ensemble,
     predict_members,
     rows_for,
+    validation_rows,
 )
 from hqde.cli.console import Format, FormatOption, out, print_json
 from hqde.data import load_inputs
-from hqde.ensemble import Evaluation
+from hqde.ensemble import Evaluation, fit_to_predictions
 
 
 def evaluate(
@@ -31,6 +32,10 @@ def evaluate(
     target: Annotated[str | None, typer.Option(help="Target column of a table.")] = None,
     ood: Annotated[
         str | None, typer.Option("--ood", help="Rows of another kind, to see whether uncertainty finds them.")
+    ] = None,
+    combiner: Annotated[
+        str | None,
+        typer.Option(help="Combine the members like this instead, fitted on the run's validation split."),
     ] = None,
     precision: PrecisionOption = None,
     backend: BackendOption = "local",
@@ -46,14 +51,19 @@ def evaluate(
         predict_members, ensemble, precision=precision, backend=backend, address=address, num_gpus=num_gpus
     )
     members = predict(rows)
+    if combiner is not None:
+        held_out = validation_rows(path)
+        ensemble = fit_to_predictions(ensemble, combiner, predict(held_out), held_out.targets)
     result = ensemble.evaluate_predictions(members, rows.targets)
     foreign = None
     if outside is not None:
         foreign = ensemble.ood_auroc_of(members, predict(outside))
     if format_ is Format.json:
-        print_json({"temperature": ensemble.temperature, **result.to_dict(), "ood_auroc": foreign})
+        how = {"combiner": ensemble.combiner.name, "temperature": ensemble.temperature}
+        print_json({**how, **result.to_dict(), "ood_auroc": foreign})
     else:
         out.print(_table(result))
+        out.print(f"combiner {ensemble.combiner.name}, temperature {ensemble.temperature:.3f}")
         for name, value in (result.diversity or {}).items():
             out.print(f"{name.replace('_', ' ')}: {value:.4f}")
         for name, value in (foreign or {}).items():

@@ -10,7 +10,7 @@ from hqde.backends import Backend, RaySettings, make_backend
 from hqde.balance import make_balancer
 from hqde.config.settings import Config, GroupConfig
 from hqde.data import Splits, load_splits, make_partitioner
-from hqde.ensemble import make_combiner
+from hqde.ensemble import default_combiner, make_combiner
 from hqde.models import ModelSpec, model_spec
 from hqde.rounds import Experiment, GroupSettings
 from hqde.training import Recipe, resolve_device
@@ -43,7 +43,16 @@ def resolve(config: Config, splits: Splits) -> Config:
     compression = config.compression
     if compression.codec == "auto":
         compression = replace(compression, codec=_codec_for(run.backend, config.ray))
-    return replace(config, model=model, run=run, compression=compression)
+    ensemble = config.ensemble
+    if ensemble.combiner == "auto":
+        combiner = default_combiner(
+            splits.schema.task,
+            num_members=config.topology.num_groups(run.workers),
+            num_validation_rows=len(splits.validation),
+            calibrate=ensemble.calibrate,
+        )
+        ensemble = replace(ensemble, combiner=combiner.name)
+    return replace(config, model=model, run=run, compression=compression, ensemble=ensemble)
 
 
 def build_experiment(config: Config, splits: Splits) -> Experiment:

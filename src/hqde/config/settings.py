@@ -192,12 +192,13 @@ class EnsembleSettings:
     """``[ensemble]``: how members become one prediction.
 
     Args:
-        combiner: ``mean``, ``efficiency``, ``log_pool``, ``median`` or ``trimmed_mean``.
+        combiner: one of `hqde.ensemble.COMBINERS`; those that learn are fitted on the validation split at the
+            end. ``auto`` takes ``mean``, ``stacking`` or ``entanglement``, whichever those rows speak for.
         drop_outliers: leave members out whose loss on validation rows stands out.
         calibrate: fit a temperature on the validation split.
     """
 
-    combiner: str = "mean"
+    combiner: str = "auto"
     drop_outliers: bool = False
     calibrate: bool = True
 

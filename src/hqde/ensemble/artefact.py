@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hqde.checkpoints import Bundle, measure_bundle, read_bundle, write_bundle
 from hqde.data import Normalization, Schema, TargetScale
-from hqde.ensemble.combiners import Combiner, make_combiner
+from hqde.ensemble.combiners import Combiner, combiner_settings, make_combiner
 from hqde.ensemble.low_memory import WithoutDraws, keep_packed
 from hqde.ensemble.members import Member
 from hqde.ensemble.packed_weights import PackedWeights, read_packed
@@ -123,6 +123,7 @@ def _assemble(
         "target_scale": target_scale.to_dict(),
         "loss": loss,
         "combiner": combiner.name,
+        **({"combiner_settings": settings} if (settings := combiner_settings(combiner)) else {}),
         "temperature": temperature,
         "members": entries,
         "metrics": dict(metrics),
@@ -154,7 +155,7 @@ def read_artefact(
             "schema": Schema.from_dict(manifest["schema"]),
             "normalization": Normalization.from_dict(manifest["normalization"]),
             "target_scale": TargetScale.from_dict(manifest["target_scale"]),
-            "combiner": make_combiner(manifest["combiner"]),
+            "combiner": make_combiner(manifest["combiner"], manifest.get("combiner_settings")),
             "temperature": float(manifest["temperature"]),
             "loss": manifest["loss"],
             "metrics": dict(manifest["metrics"]),

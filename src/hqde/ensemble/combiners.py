@@ -1,42 +1,32 @@
 """How member probabilities become one prediction.
 
 Every combiner weighs members (``weights``) and pools their probabilities (``pool``); ``combine`` does both.
-Adding one: a frozen dataclass with these methods and a ``name``, and a line in ``COMBINERS``.
+Some learn the weights from held-out rows (``fit``). Adding one: a frozen dataclass with these methods and a
+``name``, here or in a file of its own, and a line in ``COMBINERS``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hqde.errors import ConfigError, NonFiniteError, PreconditionError, did_you_mean
-
-
-class Combiner(Protocol):
-    """Pools the members' class probabilities.
-
-    For every combiner: rows of the result sum to 1, the order of the members (with their scores) does not
-    matter, members that agree are returned as they are, and probabilities of 0 and 1 give no NaN.
-    """
-
-    name: ClassVar[str]
-    pools_normals: ClassVar[bool]
-    """Whether the weights also mix normal distributions (regression)."""
-
-    def weights(self, scores: Tensor) -> Tensor:
-        """Shares (m,) float32 that sum to 1, from the members' scores (m,)."""
-        ...
-
-    def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
-        """Probabilities (n, c) from those of the members (m, n, c) and their weights (m,)."""
-        ...
-
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """``pool(member_probs, weights(scores))``, after the shapes have been checked."""
-        ...
+from hqde.ensemble.auto import LEAST_ROWS, AutoCombiner
+from hqde.ensemble.pooling import Combiner as Combiner
+from hqde.ensemble.pooling import (
+    checked,
+    equal_weights,
+    softmax_weights,
+    weighted_geometric_mean,
+    weighted_mean,
+)
+from hqde.ensemble.quantum_combiners import EntanglementCombiner, SuperpositionCombiner
+from hqde.ensemble.stacking import StackingCombiner
+from hqde.ensemble.voting import PluralityCombiner, WeightedVoteCombiner
+from hqde.errors import ConfigError, PreconditionError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -56,15 +46,15 @@ class MeanCombiner:
 
     def weights(self, scores: Tensor) -> Tensor:
         """``1/m`` each."""
-        return _equal_weights(scores)
+        return equal_weights(scores)
 
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean."""
-        return _weighted_mean(member_probs, weights)
+        return weighted_mean(member_probs, weights)
 
     def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
         """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*_checked(self, member_probs, scores))
+        return self.pool(*checked(self, member_probs, scores))
 
 
 @dataclass(frozen=True)
@@ -83,15 +73,15 @@ class EfficiencyCombiner:
 
     def weights(self, scores: Tensor) -> Tensor:
         """The softmax of the scores."""
-        return torch.softmax(scores.to(torch.float64), dim=0).to(torch.float32)
+        return softmax_weights(scores)
 
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean."""
-        return _weighted_mean(member_probs, weights)
+        return weighted_mean(member_probs, weights)
 
     def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
         """Probabilities (n, c) from (m, n, c), by the scores (m,)."""
-        return self.pool(*_checked(self, member_probs, scores))
+        return self.pool(*checked(self, member_probs, scores))
 
 
 @dataclass(frozen=True)
@@ -112,16 +102,15 @@ class LogPoolCombiner:
 
     def weights(self, scores: Tensor) -> Tensor:
         """``1/m`` each."""
-        return _equal_weights(scores)
+        return equal_weights(scores)
 
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted geometric mean, normalised."""
-        logs = member_probs.clamp_min(torch.finfo(member_probs.dtype).tiny).log()
-        return torch.softmax(_weighted_mean(logs, weights), dim=-1)
+        return weighted_geometric_mean(member_probs, weights)
 
     def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
         """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*_checked(self, member_probs, scores))
+        return self.pool(*checked(self, member_probs, scores))
 
 
 @dataclass(frozen=True)
@@ -143,7 +132,7 @@ class MedianCombiner:
 
     def weights(self, scores: Tensor) -> Tensor:
         """``1/m`` each."""
-        return _equal_weights(scores)
+        return equal_weights(scores)
 
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The median of members with a weight, normalised."""
@@ -151,7 +140,7 @@ class MedianCombiner:
 
     def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
         """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*_checked(self, member_probs, scores))
+        return self.pool(*checked(self, member_probs, scores))
 
 
 @dataclass(frozen=True)
@@ -173,7 +162,7 @@ class TrimmedMeanCombiner:
 
     def weights(self, scores: Tensor) -> Tensor:
         """``1/m`` each."""
-        return _equal_weights(scores)
+        return equal_weights(scores)
 
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The mean of the middle half of members with a weight, normalised."""
@@ -181,13 +170,35 @@ class TrimmedMeanCombiner:
 
     def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
         """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*_checked(self, member_probs, scores))
+        return self.pool(*checked(self, member_probs, scores))
 
 
-AnyCombiner = MeanCombiner | EfficiencyCombiner | LogPoolCombiner | MedianCombiner | TrimmedMeanCombiner
+AnyCombiner = (
+    MeanCombiner
+    | EfficiencyCombiner
+    | LogPoolCombiner
+    | MedianCombiner
+    | TrimmedMeanCombiner
+    | StackingCombiner
+    | SuperpositionCombiner
+    | EntanglementCombiner
+    | PluralityCombiner
+    | WeightedVoteCombiner
+)
 COMBINERS: dict[str, type[AnyCombiner]] = {
     combiner.name: combiner
-    for combiner in (MeanCombiner, EfficiencyCombiner, LogPoolCombiner, MedianCombiner, TrimmedMeanCombiner)
+    for combiner in (
+        MeanCombiner,
+        EfficiencyCombiner,
+        LogPoolCombiner,
+        MedianCombiner,
+        TrimmedMeanCombiner,
+        StackingCombiner,
+        SuperpositionCombiner,
+        EntanglementCombiner,
+        PluralityCombiner,
+        WeightedVoteCombiner,
+    )
 }
 
 
@@ -228,26 +239,55 @@ def drop_outliers(weights: Tensor, held_out_losses: Tensor, *, num_deviations: f
     return kept / kept.sum() if float(kept.sum()) > 0 else weights
 
 
-def make_combiner(name: str) -> Combiner:
+def make_combiner(name: str, settings: Mapping[str, Any] | None = None) -> Combiner:
     """The combiner of that name.
 
+    Args:
+        name: one of ``COMBINERS``, or ``"auto"``.
+        settings: its fields, such as what `combiner_settings` gave; left out, none is fitted.
+
     Raises:
-        ConfigError: no combiner has the name.
+        ConfigError: no combiner has the name, or it has no such setting.
 
-    >>> make_combiner("log_pool")
-    LogPoolCombiner()
+    >>> make_combiner("log_pool"), make_combiner("stacking", {"shares": [0.5, 0.5]})
+    (LogPoolCombiner(), StackingCombiner(shares=(0.5, 0.5)))
     """
-    if name not in COMBINERS:
-        raise ConfigError(f"unknown combiner {name!r}: {did_you_mean(str(name), COMBINERS)}")
-    return COMBINERS[name]()
+    known_names = {**COMBINERS, AutoCombiner.name: AutoCombiner}
+    if name not in known_names:
+        raise ConfigError(f"unknown combiner {name!r}: {did_you_mean(str(name), known_names)}")
+    kind: type[Any] = known_names[name]
+    given = dict(settings or {})
+    known = [field.name for field in fields(kind)]
+    for setting in given:
+        if setting not in known:
+            raise ConfigError(f"combiner {name!r} has no setting {setting!r}: {did_you_mean(setting, known)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    combiner: Combiner = kind(**values)
+    return combiner
 
 
-def _equal_weights(scores: Tensor) -> Tensor:
-    return torch.full((len(scores),), 1.0 / len(scores), dtype=torch.float32, device=scores.device)
+def default_combiner(
+    task: str, *, num_members: int, num_validation_rows: int, calibrate: bool = True
+) -> Combiner:
+    """What a run takes by default: `AutoCombiner`, or the mean where that would have nothing to choose by.
+
+    >>> default_combiner("classification", num_members=4, num_validation_rows=500)
+    AutoCombiner()
+    >>> default_combiner("regression", num_members=4, num_validation_rows=500)
+    MeanCombiner()
+    """
+    enough = num_members > 1 and num_validation_rows >= LEAST_ROWS
+    return AutoCombiner() if task == "classification" and calibrate and enough else MeanCombiner()
 
 
-def _weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
-    return torch.tensordot(weights.to(rows.dtype), rows, dims=1)
+def combiner_settings(combiner: Combiner) -> dict[str, Any]:
+    """A combiner's fields as plain JSON values; `make_combiner` takes them.
+
+    >>> combiner_settings(make_combiner("mean")), combiner_settings(make_combiner("superposition"))
+    ({}, {'coherence': 1.0, 'shares': []})
+    """
+    values = asdict(combiner)  # type: ignore[call-overload]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _trimmed(member_probs: Tensor, weights: Tensor, fraction: float) -> Tensor:
@@ -259,14 +299,3 @@ def _trimmed(member_probs: Tensor, weights: Tensor, fraction: float) -> Tensor:
     return torch.where(
         totals > 0, middle / totals.clamp_min(torch.finfo(totals.dtype).tiny), counting.mean(dim=0)
     )
-
-
-def _checked(combiner: Combiner, member_probs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    if member_probs.ndim != 3 or scores.shape != member_probs.shape[:1] or len(scores) == 0:
-        raise PreconditionError(
-            f"combining needs probabilities (members, rows, classes) and one score per member, got "
-            f"{tuple(member_probs.shape)} and {tuple(scores.shape)}."
-        )
-    if not bool(torch.isfinite(member_probs).all()) or not bool(torch.isfinite(scores).all()):
-        raise NonFiniteError("member probabilities and scores must be finite: check the members' weights.")
-    return member_probs, combiner.weights(scores.to(member_probs.device))

@@ -12,7 +12,7 @@ from hqde.data import Examples, as_examples
 from hqde.ensemble.calibration import apply_temperature
 from hqde.ensemble.evaluation import classification_figures
 from hqde.errors import PreconditionError
-from hqde.metrics import disagreement_matrix, reliability_bins
+from hqde.metrics import disagreement_matrix, fidelity_matrix, reliability_bins
 
 if TYPE_CHECKING:
     from hqde.ensemble.ensemble import Ensemble
@@ -79,6 +79,7 @@ def describe_evaluation(
         "reliability": _reliability(plain, targets),
         "reliability_calibrated": _reliability(tempered, targets),
         "disagreement_matrix": disagreement_matrix(members).tolist(),
+        "entanglement_matrix": fidelity_matrix(members).tolist(),
     }
 
 

@@ -17,14 +17,18 @@ from hqde.ensemble.calibration import apply_temperature, check_temperature, fit_
 from hqde.ensemble.combiners import Combiner, MeanCombiner
 from hqde.ensemble.compressing import compress_ensemble
 from hqde.ensemble.evaluation import Evaluation, evaluate_classification, evaluate_regression
+from hqde.ensemble.fitting import fit_to_predictions
 from hqde.ensemble.inference import InferencePrecision, ready_for_inference
-from hqde.ensemble.inputs import input_batches, labelled_batches
+from hqde.ensemble.inputs import check_targets, input_batches, labelled_batches
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
+from hqde.ensemble.pooling import FittableCombiner, check_num_members
 from hqde.ensemble.prediction import Loss, choose_loss, predict_members
 from hqde.ensemble.regression import pool_normals, split_variance
-from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError
+from hqde.errors import ArtefactError, ConfigError, PreconditionError
 from hqde.metrics import Uncertainty, auroc, uncertainty
+from hqde.quantum import measure
+from hqde.seeding import generator
 
 BATCH_SIZE = 128
 
@@ -88,9 +92,10 @@ class Ensemble:
         if not ids or len(set(ids)) < len(ids):
             raise PreconditionError(f"an ensemble needs at least one member and unique ids, got {ids}.")
         check_temperature(self.temperature)
+        check_num_members(self.combiner, len(ids))
         if schema.task == "regression" and not self.combiner.pools_normals:
             raise ConfigError(
-                f"combiner {self.combiner.name!r} pools class probabilities only: use 'mean' or 'efficiency'."
+                f"combiner {self.combiner.name!r} is for classes: use 'mean', 'efficiency' or 'entanglement'."
             )
         if schema.task == "regression" and self.temperature != 1.0:
             raise ConfigError(f"a temperature ({self.temperature}) is for classification: leave it at 1.")
@@ -159,7 +164,7 @@ class Ensemble:
 
         predictions = self._predict(inputs_of_batches())
         found = torch.cat(targets) if targets else examples.targets
-        self._check_targets(found)
+        check_targets(found, self.schema)
         return predictions, found
 
     def combine(self, member_predictions: Tensor) -> Tensor:
@@ -214,13 +219,7 @@ class Ensemble:
 
         The area under the ROC curve when rows with more uncertainty are called foreign: the chance that a
         row of ``outside`` is given more of it than a row of ``data``. 1 is perfect, 0.5 is guessing.
-
-        Args:
-            data: rows of the kind the ensemble was trained on.
-            outside: rows of another kind, of the same shape.
-
-        Returns:
-            ``{"total": …, "epistemic": …}``, by kind of uncertainty.
+        Returns ``{"total": …, "epistemic": …}``, by kind of uncertainty.
 
         Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution examples"
         (2017).
@@ -271,9 +270,30 @@ class Ensemble:
         """A new ensemble of the same members with another temperature."""
         return Ensemble(**{**artefact_content(self), "temperature": temperature})
 
+    def fit_combiner(
+        self, combiner: str | Combiner, data: Any, *, calibrate: bool = True, batch_size: int = BATCH_SIZE
+    ) -> Ensemble:
+        """A new ensemble: the combiner (name or object) fitted on rows no member saw, then the temperature."""
+        members, targets = self.predict_labelled(data, batch_size=batch_size)
+        return fit_to_predictions(self, combiner, members, targets, calibrate=calibrate)
+
+    def with_combiner(self, combiner: Combiner, temperature: float = 1.0) -> Ensemble:
+        """A new ensemble of the same members with another combiner, as it is."""
+        return Ensemble(**{**artefact_content(self), "combiner": combiner, "temperature": temperature})
+
+    def sample(
+        self, data: Any, num_samples: int = 1, *, seed: int = 0, batch_size: int = BATCH_SIZE
+    ) -> Tensor:
+        """Classes (n, num_samples) int64 drawn from ``predict_proba``; the same seed gives the same draws."""
+        probs = self.predict_proba(data, batch_size=batch_size)
+        return measure(probs, num_samples, generator=generator(seed, "measurement"))
+
     def select(self, positions: Sequence[int]) -> Ensemble:
-        """A new ensemble of the members at these positions; they keep their ids, and it the temperature."""
-        return self.with_members([self.members[position] for position in positions])
+        """A new ensemble of the members at these positions; ids, combiner and temperature stay."""
+        members, combiner = [self.members[position] for position in positions], self.combiner
+        if isinstance(combiner, FittableCombiner):
+            combiner = combiner.of_members(positions)
+        return Ensemble(**{**artefact_content(self), "members": members, "combiner": combiner})
 
     def for_inference(self, precision: InferencePrecision = "fp32") -> Ensemble:
         """A new ensemble that predicts the same but for rounding, and faster; it cannot be saved.
@@ -297,16 +317,7 @@ class Ensemble:
         data: Any = None,
         batch_size: int = BATCH_SIZE,
     ) -> Ensemble:
-        """A new ensemble of quantised weights, saved as packed codes; see ``compress_ensemble`` for all.
-
-        >>> from hqde.models import ModelSpec
-        >>> spec = ModelSpec("torch.nn:Linear", {"in_features": 512, "out_features": 3})
-        >>> schema = Schema("classification", "tabular", ("a", "b", "c"), (512,))
-        >>> member = Member(0, spec, spec.build())
-        >>> whole = Ensemble([member], schema=schema, normalization=Normalization.identity())
-        >>> whole.compress(bits=4).members[0].packed.nbytes / 4 / member.num_parameters
-        0.14...
-        """
+        """A new ensemble of quantised weights, saved as packed codes; see ``compress_ensemble`` for all."""
         return compress_ensemble(
             self,
             bits=bits,
@@ -387,9 +398,3 @@ class Ensemble:
             loss=self.loss,
             device=self.device,
         )
-
-    def _check_targets(self, targets: Tensor) -> None:
-        if self.schema.task == "classification" and len(targets):
-            low, high, most = int(targets.min()), int(targets.max()), self.schema.num_classes - 1
-            if low < 0 or high > most:
-                raise DataError(f"labels lie in {low}..{high}, and the classes are 0..{most}: correct them.")

@@ -18,6 +18,7 @@ from hqde.metrics import (
     ece,
     effective_members,
     gaussian_nll,
+    mutual_information,
     nll,
     pairwise_kl,
     q_statistic,
@@ -37,7 +38,8 @@ class Evaluation:
         mean_member_accuracy: mean over members.
         members: per member ``{"member": id, ...}`` with its own figures (raw, without temperature).
         diversity: classification: ``disagreement``, ``effective_members``, ``q_statistic``, ``double_fault``,
-            ``pairwise_kl`` (nats), as means over pairs; a lone member is compared with itself.
+            ``pairwise_kl`` (nats), as means over pairs, and ``mutual_information`` (nats); a lone member is
+            compared with itself.
     """
 
     num_rows: int
@@ -124,6 +126,7 @@ def diversity_figures(member_probs: Tensor, targets: Tensor) -> dict[str, float]
         "q_statistic": float(q_statistic(member_probs, targets)),
         "double_fault": float(double_fault(member_probs, targets)),
         "pairwise_kl": float(pairwise_kl(member_probs).sum()) / max(1, num_members * (num_members - 1)),
+        "mutual_information": float(mutual_information(member_probs)),
     }
 
 

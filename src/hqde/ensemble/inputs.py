@@ -119,6 +119,18 @@ def check_inputs(inputs: Inputs, schema: Schema) -> None:
         raise PreconditionError(f"inputs have shape {tuple(inputs.shape)}, expected {wanted}: {cure}.")
 
 
+def check_targets(targets: Tensor, schema: Schema) -> None:
+    """Refuse labels that are none of the classes.
+
+    Raises:
+        DataError: with the range found and the range expected.
+    """
+    if schema.task == "classification" and len(targets):
+        low, high, most = int(targets.min()), int(targets.max()), schema.num_classes - 1
+        if low < 0 or high > most:
+            raise DataError(f"labels lie in {low}..{high}, and the classes are 0..{most}: correct them.")
+
+
 def check_finite(inputs: Inputs, *, first_row: int) -> None:
     """Refuse NaN and infinity in float inputs; ``first_row`` is the batch's place in the data.
 

@@ -11,6 +11,8 @@ from hqde.metrics.diversity import (
     disagreement_matrix,
     double_fault,
     effective_members,
+    fidelity_matrix,
+    mutual_information,
     pairwise_kl,
     q_statistic,
 )
@@ -28,7 +30,9 @@ __all__ = [
     "double_fault",
     "ece",
     "effective_members",
+    "fidelity_matrix",
     "gaussian_nll",
+    "mutual_information",
     "nll",
     "pairwise_kl",
     "q_statistic",

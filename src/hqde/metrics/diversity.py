@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hqde.metrics.checks import check_member_probs, row_chunks
+from hqde.metrics.decomposition import uncertainty
 
 
 def disagreement_matrix(member_probs: Tensor) -> Tensor:
@@ -143,12 +144,63 @@ def pairwise_kl(member_probs: Tensor) -> Tensor:
     return (total / num_rows).clamp(min=0.0).fill_diagonal_(0.0)
 
 
+def fidelity_matrix(member_probs: Tensor) -> Tensor:
+    """How much each member overlaps with each: the fidelity of what they predict.
+
+    ``K_ij = mean_n sum_c sqrt(p_i p_j)``, the Bhattacharyya coefficient: 1 for equal members, 0 for ones that
+    never share a class. With members as states of amplitudes ``sqrt(p)`` it is the matrix of their inner
+    products, and ``K / m`` the density matrix of the ensemble.
+
+    Args:
+        member_probs: ``(m, n, c)`` probabilities.
+
+    Returns:
+        ``(m, m)`` float64 in [0, 1], symmetric, its diagonal 1 but for rounding.
+
+    Raises:
+        PreconditionError, NonFiniteError: see `hqde.metrics.checks.check_member_probs`.
+
+    Source: Bhattacharyya, "On a measure of divergence between two statistical populations" (1943).
+
+    >>> fidelity_matrix(torch.tensor([[[1.0, 0.0]], [[0.36, 0.64]]])).tolist()
+    [[1.0, 0.6], [0.6, 1.0]]
+    """
+    check_member_probs(member_probs)
+    num_members, num_rows, _ = member_probs.shape
+    overlap = torch.zeros(num_members, num_members, dtype=torch.float64, device=member_probs.device)
+    for chunk in row_chunks(member_probs):
+        roots = chunk.clamp(min=0.0).sqrt().flatten(1)
+        overlap += roots @ roots.T
+    return overlap / num_rows
+
+
+def mutual_information(member_probs: Tensor) -> Tensor:
+    """What a class tells of the member it comes from: BALD, or the Jensen-Shannon divergence.
+
+    ``mean_n [H(mean_i p_i) - mean_i H(p_i)]``: the mean of the epistemic uncertainty of `uncertainty`.
+
+    Args:
+        member_probs: ``(m, n, c)`` probabilities.
+
+    Returns:
+        A float64 scalar in nats, from 0 for equal members to ``log m`` for members without overlap.
+
+    Raises:
+        PreconditionError, NonFiniteError: see `hqde.metrics.checks.check_member_probs`.
+
+    Source: Houlsby et al., "Bayesian active learning for classification and preference learning" (2011).
+
+    >>> mutual_information(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])).item()  # log 2
+    0.6931
+    """
+    return uncertainty(member_probs).epistemic.mean()
+
+
 def effective_members(member_probs: Tensor) -> Tensor:
     """The effective number of different members: ``exp(S(K / m))``.
 
-    ``K_ij = mean_n sum_c sqrt(p_i p_j)`` is the overlap (Bhattacharyya coefficient) of two members: 1 for
-    equal ones, 0 for ones that never share a class. ``K / m`` has trace 1, a density matrix, and ``S`` is its
-    von Neumann entropy: the Shannon entropy ``-sum λ log λ`` of its eigenvalues.
+    ``K`` is the `fidelity_matrix`. ``K / m`` has trace 1, a density matrix, and ``S`` is its von Neumann
+    entropy: the Shannon entropy ``-sum λ log λ`` of its eigenvalues.
 
     Args:
         member_probs: ``(m, n, c)`` probabilities.
@@ -165,12 +217,8 @@ def effective_members(member_probs: Tensor) -> Tensor:
     >>> effective_members(twice_one_and_another).item()  # eigenvalues 2/3 and 1/3: (3/2)^(2/3) · 3^(1/3)
     1.8899
     """
-    check_member_probs(member_probs)
-    num_members = member_probs.shape[0]
-    overlap = torch.zeros(num_members, num_members, dtype=torch.float64, device=member_probs.device)
-    for chunk in row_chunks(member_probs):
-        roots = chunk.clamp(min=0.0).sqrt().flatten(1)
-        overlap += roots @ roots.T
+    overlap = fidelity_matrix(member_probs)
+    num_members = len(overlap)
     eigenvalues = torch.linalg.eigvalsh(overlap / overlap.trace()).clamp(min=0.0)
     return torch.special.entr(eigenvalues).sum().exp().clamp(1.0, float(num_members))
 

@@ -42,8 +42,10 @@ def member_figures(record: RunRecord) -> list[Figure]:
         if scores and whole is not None:
             table = _members_table(record, members, ensemble) if not figures else None
             figures.append(_dots(scores, whole, key, word, label, lower, table))
-    pairs = _disagreement(record)
-    return figures if pairs is None else [*figures, pairs]
+    return [
+        *figures,
+        *(pairs for pairs in (_disagreement(record), _entanglement(record)) if pairs is not None),
+    ]
 
 
 def _dots(
@@ -120,7 +122,6 @@ def _members_table(record: RunRecord, members: Sequence[Document], ensemble: Doc
 def _disagreement(record: RunRecord) -> Figure | None:
     """The share of test examples on which two members name different classes, for every pair."""
     matrix = record.evaluation.matrix("disagreement_matrix") if record.evaluation else []
-    size = len(matrix)
     pairs = [
         (value, i, j)
         for i, row in enumerate(matrix)
@@ -135,35 +136,71 @@ def _disagreement(record: RunRecord) -> Figure | None:
         f"Two members disagree on {percent(mean)} of the test examples on average; "
         f"members {first} and {second} most, on {percent(top)}"
     )
-    if size == 2:
+    if len(matrix) == 2:
         title = f"The two members disagree on {percent(mean)} of the test examples"
     if top == 0:
         title = "All members predict the same class for every test example"
+    note = "Numbers are per cent of the test examples. Averaging mends the errors that members do not share."
+    return _matrix_figure(title, note, "The pairs in numbers", matrix, 0.0, top)
+
+
+def _entanglement(record: RunRecord) -> Figure | None:
+    """How much the probabilities of two members overlap, for every pair."""
+    matrix = record.evaluation.matrix("entanglement_matrix") if record.evaluation else []
+    pairs = [
+        (value, i, j)
+        for i, row in enumerate(matrix)
+        for j, value in enumerate(row)
+        if i < j and value is not None
+    ]
+    if not pairs:
+        return None
+    (low, first, second), (top, _, _) = min(pairs), max(pairs)
+    mean = fmean(value for value, _, _ in pairs)
+    title = f"Entanglement: two members' probabilities overlap by {percent(mean, 2)} on average"
+    if len(matrix) > 2:
+        title += f"; least those of members {first} and {second}, by {percent(low, 2)}"
+    note = (
+        "The entanglement matrix: the fidelity Σ √(p q) of two members, as a mean over the test examples in "
+        "per cent. 100 would be equal members; its eigenvalues give the number of effective members."
+    )
+    floor = low - 0.25 * (top - low)  # the least cell is not blank
+    return _matrix_figure(title, note, "The overlaps in numbers", matrix, floor, top)
+
+
+def _matrix_figure(
+    title: str, note: str, caption: str, matrix: Sequence[Sequence[float | None]], low: float, top: float
+) -> Figure:
+    """Member against member, the shade from ``low`` to ``top``."""
+    size = len(matrix)
     step = 1 if size <= NAMED_ROWS else 8
     ticks = [(i + 0.5, str(i)) for i in range(0, size, step)]
     panel = Panel(
         (0, size), (size, 0), x_label="member", y_label="member", x_ticks=ticks, y_ticks=ticks,
         left=SQUARE_SIDE, right=SQUARE_SIDE, grid=False, size=(WIDTH, CHART_HEIGHT),
     )  # fmt: skip
+    shares = [
+        [
+            0.0 if i == j or value is None or top <= low else (value - low) / (top - low)
+            for j, value in enumerate(row)
+        ]
+        for i, row in enumerate(matrix)
+    ]
     if size <= NAMED_ROWS:
-        _cells(panel, matrix, top)
+        _cells(panel, matrix, shares)
     else:
-        _shades(panel, matrix, top)
+        _shades(panel, shares)
     rows = tuple((str(i), *(percent(value) for value in row)) for i, row in enumerate(matrix))
-    table = (
-        Table("The pairs in numbers", ("member", *map(str, range(size))), rows)
-        if size <= NUMBERED_CELLS
-        else None
-    )
-    note = "Numbers are per cent of the test examples. Averaging mends the errors that members do not share."
+    heads = ("member", *map(str, range(size)))
+    table = Table(caption, heads, rows) if size <= NUMBERED_CELLS else None
     return Figure(title, panel.render(title), note, (), table)
 
 
-def _cells(panel: Panel, matrix: Sequence[Sequence[float | None]], top: float) -> None:
+def _cells(panel: Panel, matrix: Sequence[Sequence[float | None]], shares: Sequence[Sequence[float]]) -> None:
     numbered = len(matrix) <= NUMBERED_CELLS
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            share = 0.0 if not value or not top else value / top
+            share = shares[i][j]
             panel.add('<g style="--share:{}">', f"{share:.2f}")
             panel.box((j, i), (j + 1, i + 1), "cell", f"members {i} and {j}: {percent(value)}")
             if numbered:
@@ -173,13 +210,13 @@ def _cells(panel: Panel, matrix: Sequence[Sequence[float | None]], top: float) -
             panel.add("</g>")
 
 
-def _shades(panel: Panel, matrix: Sequence[Sequence[float | None]], top: float) -> None:
+def _shades(panel: Panel, shares: Sequence[Sequence[float]]) -> None:
     """Many cells: one path per shade instead of one element per cell keeps the page small."""
     paths: dict[int, list[str]] = {}
     side = (panel.x(1) - panel.x(0), panel.y(1) - panel.y(0))
-    for i, row in enumerate(matrix):
-        for j, value in enumerate(row):
-            shade = 0 if not value or not top else round(SHADES * value / top)
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            shade = round(SHADES * share)
             corner = f"M{panel.x(j):.1f} {panel.y(i):.1f}"
             paths.setdefault(shade, []).append(f"{corner}h{side[0]:.2f}v{side[1]:.2f}h-{side[0]:.2f}z")
     for shade, parts in sorted(paths.items()):

@@ -14,7 +14,7 @@ from hqde.aggregation import ReliabilityState, Update
 from hqde.backends import Backend, Failure, Outcome
 from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
-from hqde.ensemble import Ensemble
+from hqde.ensemble import Ensemble, FittableCombiner
 from hqde.errors import CheckpointError, QuorumError, WorkerError
 from hqde.rounds.clock import PhaseClock
 from hqde.rounds.commit import Commit, Memory, average_groups, commit_group
@@ -387,7 +387,10 @@ class Engine:
             ensemble = ensemble.select(kept)
             for reason in dropped:
                 self._tell.on_event(Event("dropped", state.round_index, None, reason))
-        if self.experiment.calibrate and self.experiment.splits.schema.task == "classification":
-            ensemble = ensemble.calibrate(self.experiment.splits.validation)
+        combiner, rows = self.experiment.combiner, self.experiment.splits.validation
+        if isinstance(combiner, FittableCombiner):
+            ensemble = ensemble.fit_combiner(combiner, rows, calibrate=self.experiment.calibrate)
+        elif self.experiment.calibrate and self.experiment.splits.schema.task == "classification":
+            ensemble = ensemble.calibrate(rows)
         ensemble.to("cpu")
         return Result(ensemble, state, stopped)

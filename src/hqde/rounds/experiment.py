@@ -30,7 +30,7 @@ from hqde.data import (
     Splits,
     TargetScale,
 )
-from hqde.ensemble import Combiner, MeanCombiner
+from hqde.ensemble import Combiner, FittableCombiner, MeanCombiner
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.models import ModelSpec
 from hqde.rounds.supervision import FaultPolicy
@@ -99,7 +99,8 @@ class Experiment:
         early_stopping: stop when the ensemble's validation loss has not improved for this many epochs, and
             keep the best; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation split.
-        combiner: how member predictions become one.
+        combiner: how member predictions become one; one that learns is fitted on the validation split at the
+            end, and must not be fitted yet.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation split at the end.
         seed: of every random stream.
@@ -147,16 +148,23 @@ class Experiment:
                 f"{count} training examples cannot feed {self.num_workers} workers; use at most {count}"
             )
         _check_dropout(self.dropout_rate)
+        if isinstance(self.combiner, FittableCombiner) and self.combiner.shares:
+            raise ConfigError(
+                f"combiner '{self.combiner.name}' is fitted already, and a run fits its own; give it by name"
+            )
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
         judges = self.policy.held_out is not None or self.drop_outliers
-        if not len(self.splits.validation) and (self.early_stopping or calibrates or judges):
+        learns = isinstance(self.combiner, FittableCombiner)
+        if not len(self.splits.validation) and (self.early_stopping or calibrates or judges or learns):
             wanting = (
                 "early_stopping"
                 if self.early_stopping
                 else "calibrate"
                 if calibrates
+                else f"combiner '{self.combiner.name}'"
+                if learns
                 else "judging by held-out loss"
             )
             raise ConfigError(

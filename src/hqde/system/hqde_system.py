@@ -17,7 +17,7 @@ from hqde.balance import Balancer, RoundRobin, make_balancer
 from hqde.compression import Compression
 from hqde.config import build_config, changed_settings, dump_config, load_tree, without_place
 from hqde.data import Augmentation, Partitioner, Replicate, Splits, Task, make_partitioner
-from hqde.ensemble import Combiner, Ensemble, Evaluation, MeanCombiner, make_combiner
+from hqde.ensemble import Combiner, Ensemble, Evaluation
 from hqde.errors import ArtefactError, PreconditionError, RunError
 from hqde.models import model_spec
 from hqde.rounds import (
@@ -33,7 +33,7 @@ from hqde.rounds import (
     train_run,
 )
 from hqde.system.rows import recipe_for, splits_from
-from hqde.system.settings import describe, read_aggregation, read_quantization
+from hqde.system.settings import combiner_for, describe, known_combiner, read_aggregation, read_quantization
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe, resolve_device
 
@@ -70,7 +70,8 @@ class HQDESystem:
         groups: what single groups do differently, by their number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation rows.
-        combiner: how member predictions become one, as an object or by name.
+        combiner: how member predictions become one, as an object or by name; ``"auto"`` is the mean, or
+            what the validation rows speak for.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation rows at the end.
         task: ``"classification"`` or ``"regression"``.
@@ -120,7 +121,7 @@ class HQDESystem:
         groups: Mapping[int, GroupSettings] | None = None,
         early_stopping: int = 0,
         evaluate_every: int = 1,
-        combiner: Combiner | str = MeanCombiner(),
+        combiner: Combiner | str = "auto",
         drop_outliers: bool = False,
         calibrate: bool = True,
         task: Task = "classification",
@@ -165,7 +166,7 @@ class HQDESystem:
             "faults": faults,
             "early_stopping": early_stopping,
             "evaluate_every": evaluate_every,
-            "combiner": make_combiner(combiner) if isinstance(combiner, str) else combiner,
+            "combiner": known_combiner(combiner),
             "drop_outliers": drop_outliers,
             "calibrate": calibrate,
             "seed": seed,
@@ -350,7 +351,8 @@ class HQDESystem:
             norm=self._norm,
             options=self.model_kwargs,
         )
-        return Experiment(splits=splits, model=model, epochs=num_epochs, recipe=recipe, **self._settings)
+        settings = self._settings | {"combiner": combiner_for(self._settings, splits)}
+        return Experiment(splits=splits, model=model, epochs=num_epochs, recipe=recipe, **settings)
 
     def _backend(self) -> Backend:
         return make_backend(

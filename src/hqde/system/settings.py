@@ -30,7 +30,8 @@ from hqde.config import (
     RunSettings,
     ServerSettings,
 )
-from hqde.data import Bootstrap, Dirichlet, Iid, Partitioner, Replicate, Split
+from hqde.data import Bootstrap, Dirichlet, Iid, Partitioner, Replicate, Split, Splits
+from hqde.ensemble import Combiner, default_combiner, make_combiner
 from hqde.errors import ConfigError, did_you_mean
 from hqde.models import BUILT_IN
 from hqde.rounds import Experiment
@@ -209,6 +210,28 @@ def _model_settings(experiment: Experiment) -> ModelSettings:
     if experiment.dropout_rate is None:
         return settings
     return replace(settings, dropout_rate=experiment.dropout_rate)
+
+
+def known_combiner(combiner: Combiner | str) -> Combiner | None:
+    """The combiner that is meant; None for ``"auto"``, which depends on the data.
+
+    Raises:
+        ConfigError: no combiner has the name.
+    """
+    if combiner == "auto":
+        return None
+    return make_combiner(combiner) if isinstance(combiner, str) else combiner
+
+
+def combiner_for(settings: Mapping[str, Any], splits: Splits) -> Combiner:
+    """The combiner of a system's settings, for these data."""
+    known: Combiner | None = settings["combiner"]
+    return known or default_combiner(
+        splits.schema.task,
+        num_members=settings["topology"].num_groups(settings["num_workers"]),
+        num_validation_rows=len(splits.validation),
+        calibrate=settings["calibrate"],
+    )
 
 
 def _partition_name(partitioner: Partitioner) -> str:

@@ -1,0 +1,33 @@
+"""What HQDE calls quantum, each name with the plain mathematics that it stands for.
+
+Pure functions of tensors: superposition (pools by the square of summed roots), entanglement (correlated
+errors and the weights that follow), measurement (draws from probabilities), and selection as a quadratic
+binary problem. dimod and scipy are imported where they are first needed.
+"""
+
+from hqde.quantum.annealing import annealed_sets, constrained_sets
+from hqde.quantum.entanglement import error_gram, minimum_variance_weights, shrinkage
+from hqde.quantum.measurement import measure
+from hqde.quantum.qubo import Budget, selection_bqm, selection_cqm, subset_energy
+from hqde.quantum.selection import SAMPLERS, Selection, caruana, choose_members
+from hqde.quantum.superposition import confidence_weights, fit_coherence, superpose
+
+__all__ = [
+    "SAMPLERS",
+    "Budget",
+    "Selection",
+    "annealed_sets",
+    "caruana",
+    "choose_members",
+    "confidence_weights",
+    "constrained_sets",
+    "error_gram",
+    "fit_coherence",
+    "measure",
+    "minimum_variance_weights",
+    "selection_bqm",
+    "selection_cqm",
+    "shrinkage",
+    "subset_energy",
+    "superpose",
+]
