@@ -20,6 +20,7 @@ from hqde.ensemble import Ensemble, Member, compress_ensemble, describe_storage,
 from hqde.ensemble.compressing import share_bits
 from hqde.ensemble.low_memory import PackedParameter, keep_packed
 from hqde.ensemble.packed_weights import quantisable
+from hqde.ensemble.recentring import observe
 from hqde.ensemble.sensitivity import divergence, measure_sensitivity, sample_rows
 from hqde.errors import ArtefactError, ConfigError, NonFiniteError, PreconditionError
 from hqde.models import ModelSpec, model_spec
@@ -254,6 +255,33 @@ def test_a_tensor_that_matters_more_is_found_to():
             kl = (clean.double() * (clean.double() / moved.double()).log()).sum(1).mean()
             ratios.append(float(kl / (rough - flat).square().sum()))
         assert found[name] == pytest.approx((ratios[0] * ratios[1]) ** 0.5, rel=0.02)
+
+
+def test_with_rows_the_means_of_layers_stay_and_predictions_move_less(monkeypatch):
+    whole = wide()
+    data = labelled(whole)
+    x = torch.randn(1000, 20, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        for member in whole.members:
+            member.model.body[4].bias.add_(1.0)  # activations far from zero on average
+    moved = {}
+    for name in ("moved back", "left"):
+        small = whole.compress(3, data=data)
+        pairs = zip(whole.predict_members(x), small.predict_members(x), strict=True)
+        moved[name] = sum(divergence(before, after, loss="cross_entropy") for before, after in pairs)
+        monkeypatch.setattr("hqde.ensemble.compressing.recentre", lambda *_: None)
+    assert moved["moved back"] < 0.7 * moved["left"]
+
+
+def test_few_rows_move_nothing_and_shared_biases_stay():
+    whole = wide()
+    inputs, targets = labelled(whole)
+    small = whole.compress(3, data=(inputs[:8], targets[:8]))
+    for old, new in zip(whole.members, small.members, strict=True):
+        torch.testing.assert_close(new.model.body[0].bias, old.model.body[0].bias, rtol=1e-3, atol=1e-6)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)).requires_grad_(False)
+    model[1].bias = model[0].bias
+    assert list(observe(model, lambda: model(torch.ones(4, 3)))) == ["2"]
 
 
 def test_divergences_by_hand():

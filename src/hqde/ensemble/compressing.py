@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from hqde.compression import BLOCK, allocate_bits, block_spread
-from hqde.data import Examples, as_examples
+from hqde.data import Inputs, as_examples
 from hqde.ensemble.artefact import artefact_content, measure_artefact
 from hqde.ensemble.evaluation import Evaluation
-from hqde.ensemble.packed_weights import pack_weights, quantisable, refuse_nonfinite
-from hqde.ensemble.sensitivity import WIDTHS, measure_sensitivity, sample_rows
+from hqde.ensemble.members import Member
+from hqde.ensemble.packed_weights import pack_small, pack_weights, quantisable, refuse_nonfinite
+from hqde.ensemble.recentring import observe, recentre
+from hqde.ensemble.sensitivity import MAX_ROWS, WIDTHS, measure_sensitivity, sample_rows
 from hqde.errors import ConfigError, PreconditionError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ MIN_BITS, MAX_BITS = 2, 16
 DEFAULT_BITS = 4.0
 STEP = 8  # the search for an accuracy goes in eighths of a bit …
 MODEST_BITS = 8  # … up to here first
+FEWEST_ROWS = 16  # means of fewer would bring in as much noise as they take out
 LABEL = "at_rest"
 """The entry of ``Ensemble.provenance`` that says how an ensemble was compressed."""
 
@@ -66,13 +69,14 @@ def compress_ensemble(
     128 with a scale each; what is smaller becomes float16 where it bears it (``pack_weights``). Bits go to
     the blocks, over all tensors of a member, that lower Σ cₜ · (squared error of block) most, which is the
     optimum because the error of a block is convex in its bits. With data, cₜ is the measured sensitivity of
-    the tensor (``measure_sensitivity``); without, it is 1. No random numbers: equal arguments give equal
-    bits.
+    the tensor (``measure_sensitivity``), and biases and running statistics are moved so that the means of
+    layers stay (``recentre``, from 16 rows on); without, cₜ is 1. No random numbers: equal arguments give
+    equal bits.
 
     Of the three modes one may be given; by default 4 bits.
 
-    Evaluations with data: two on all rows, 2 · tensors · members on at most 128 rows each, and for
-    ``max_accuracy_loss`` at most 8 more on all rows.
+    Evaluations with data: two on all rows, 2 · tensors · members on at most 128 rows each and a few more
+    of these, and for ``max_accuracy_loss`` at most 8 more on all rows.
 
     Args:
         ensemble: left as it is.
@@ -122,7 +126,12 @@ def compress_ensemble(
     if rows is not None:
         on_progress("uncompressed", 0, 1)
         before = ensemble.evaluate(rows, batch_size=batch_size)
-        search = replace(search, costs=_measure(ensemble, tensors, rows, on_progress))
+        inputs = sample_rows(rows)
+        search = replace(
+            search,
+            costs=_measure(ensemble, tensors, inputs, on_progress),
+            inputs=inputs if len(rows) >= FEWEST_ROWS else None,
+        )
 
     def judge(found: Ensemble) -> Evaluation | None:
         return None if rows is None else found.evaluate(rows, batch_size=batch_size)
@@ -147,6 +156,7 @@ class _Search:
     ensemble: Ensemble
     tensors: list[dict[str, Tensor]]
     costs: list[dict[str, float]]
+    inputs: Inputs | None = None
 
     def at(self, average_bits: float) -> Compressed:
         """The ensemble with this average width in each member."""
@@ -154,15 +164,24 @@ class _Search:
         for member, tensors, costs in zip(self.ensemble.members, self.tensors, self.costs, strict=True):
             widths = share_bits(tensors, average_bits, costs)
             packed = pack_weights(member.model, widths)
-            model = copy.deepcopy(member.model)
-            model.load_state_dict({**model.state_dict(), **packed.decode()})
-            members.append(replace(member, model=model, packed=packed))
+            made = replace(member, model=copy.deepcopy(member.model), packed=packed)
+            made.model.load_state_dict({**made.model.state_dict(), **packed.decode()})
+            if self.inputs is not None:
+                recentre(made.model, self._feeding(made), observe(member.model, self._feeding(member)))
+                made.packed = pack_small(made.model, packed)
+                made.model.load_state_dict({**made.model.state_dict(), **made.packed.decode_halved()})
+            members.append(made)
             total += sum(widths[name] * tensor.numel() for name, tensor in tensors.items())
             count += sum(tensor.numel() for tensor in tensors.values())
         found = self.ensemble.with_members(members)
         bits = total / count if count else None
         found.provenance = {**found.provenance, LABEL: {"bits": None if bits is None else round(bits, 4)}}
         return Compressed(found, bits, measure_artefact(**artefact_content(found)))
+
+    def _feeding(self, member: Member) -> Callable[[], Any]:
+        """A function that feeds the rows to a member's model, in one batch."""
+        alone, rows = self.ensemble.with_members([member]), self.inputs
+        return lambda: alone.predict_members(rows, batch_size=MAX_ROWS)
 
     def smallest(self, budget_bytes: int) -> Compressed:
         """The narrowest, if it fits."""
@@ -268,10 +287,10 @@ def accuracy_loss(before: Evaluation, after: Evaluation) -> float:
 
 
 def _measure(
-    ensemble: Ensemble, tensors: list[dict[str, Tensor]], rows: Examples, on_progress: Progress
+    ensemble: Ensemble, tensors: list[dict[str, Tensor]], inputs: Inputs, on_progress: Progress
 ) -> list[dict[str, float]]:
     """The sensitivity of every tensor of every member."""
-    inputs, total, done = sample_rows(rows), len(WIDTHS) * sum(map(len, tensors)), 0
+    total, done = len(WIDTHS) * sum(map(len, tensors)), 0
 
     def on_step() -> None:
         nonlocal done

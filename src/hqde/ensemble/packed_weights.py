@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -232,16 +232,23 @@ def pack_weights(model: nn.Module, bits: Mapping[str, float]) -> PackedWeights:
         for name, parameter in named.items()
         if first[id(parameter)] in quantised and name != first[id(parameter)]
     }
+    return pack_small(model, PackedWeights(quantised, shapes, aliases=aliases))
+
+
+def pack_small(model: nn.Module, packed: PackedWeights) -> PackedWeights:
+    """The same quantised tensors, with the model's small ones as they are now; see ``pack_weights``."""
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     small: dict[str, Tensor] = {}
     for name, tensor in sorted(model.state_dict().items()):
-        if name in quantised or name in aliases or not isinstance(tensor, Tensor):
+        if name in packed.quantised or name in packed.aliases or not isinstance(tensor, Tensor):
             continue
         if tensor.dtype == torch.float32 and tensor.numel() > 0 and bool(torch.isfinite(tensor).all()):
             owner = model.get_submodule(name.rpartition(".")[0])
-            if name in named or _bears_halving(tensor, exactly=not isinstance(owner, _NormBase)):
+            if name in trained or _bears_halving(tensor, exactly=not isinstance(owner, _NormBase)):
                 small[name] = tensor.detach().cpu()
+    shapes = {name: packed.shapes[name] for name in packed.quantised}
     shapes |= {name: tuple(tensor.shape) for name, tensor in small.items()}
-    return PackedWeights(quantised, shapes, tuple(small), _halve(list(small.values())), aliases)
+    return replace(packed, shapes=shapes, halved=tuple(small), half=_halve(list(small.values())))
 
 
 def refuse_nonfinite(model: nn.Module, *, member_id: int) -> None:
