@@ -124,7 +124,8 @@ def _table(found: SelectedMembers) -> Table:
     table = Table(title=rows, title_justify="left")
     names = [name for name in ("accuracy", "nll", "brier", "ece", "rmse") if name in found.comparison[0]]
     for column in ("", "members", *names, "kB", "ms"):
-        table.add_column(column, justify="left" if column in ("", "members") else "right")
+        left = column in ("", "members")
+        table.add_column(column, no_wrap=column == "", justify="left" if left else "right")
     for row in found.comparison:
         members = ", ".join(map(str, row["members"]))
         figures = (f"{row[name]:.4f}" for name in names)

@@ -273,7 +273,7 @@ class Ensemble:
     def fit_combiner(
         self, combiner: str | Combiner, data: Any, *, calibrate: bool = True, batch_size: int = BATCH_SIZE
     ) -> Ensemble:
-        """A new ensemble: the combiner (name or object) fitted on rows no member saw, then the temperature."""
+        """A new ensemble: the combiner (name or object) fitted on held-out rows, then the temperature."""
         members, targets = self.predict_labelled(data, batch_size=batch_size)
         return fit_to_predictions(self, combiner, members, targets, calibrate=calibrate)
 
