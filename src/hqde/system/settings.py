@@ -114,7 +114,7 @@ def read_quantization(
 
     Example:
         >>> read_quantization({"base_bits": 6}).codec
-        PackedCodec(bits=6, min_bits=4, max_bits=16, allocation='adaptive', rounding='nearest')
+        PackedCodec(bits=6, min_bits=4, max_bits=16, allocation='adaptive', ...)
     """
     if config is None:
         return compression
