@@ -12,7 +12,7 @@ SOURCES := src tests benchmarks docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test lint types imports unit bench docs clean
+.PHONY: help setup train test lint types imports unit long bench docs clean
 
 help:
 	@echo "make train    train 8 workers in 4 groups on the digits, and report  (ARGS='--seed 1')"
@@ -21,6 +21,7 @@ help:
 	@echo "make types    mypy"
 	@echo "make imports  which room may import which (import-linter)"
 	@echo "make unit     the tests, the docstrings' examples and the README's code, with coverage"
+	@echo "make long     tests that take minutes: 100 000 damaged packets"
 	@echo "make bench    benchmarks/headline.py                              (ARGS='…')"
 	@echo "make docs     the documentation site, into site/"
 	@echo "make setup    .venv with everything the targets above need"
@@ -58,8 +59,12 @@ imports: setup
 
 # What needs a Ray of its own comes second, in one process: each such test starts several.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not ray" --cov --cov-report= $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not ray and not long" --cov --cov-report= $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/backends tests/cli --cov --cov-append --cov-report=term $(ARGS)
+
+# What takes minutes and is run by hand.
+long: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long $(ARGS)
 
 bench: setup
 	$(BIN)/python benchmarks/headline.py $(ARGS)

@@ -87,7 +87,7 @@ def attack(rounds: int) -> tuple[int, int]:
     return refused, decoded
 
 
-@pytest.mark.parametrize("rounds", [4000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [4000, pytest.param(100_000, marks=pytest.mark.long)])
 @pytest.mark.timeout(900)
 def test_every_altered_packet_is_refused_or_decodes_to_finite_numbers(rounds: int) -> None:
     attack(200)
