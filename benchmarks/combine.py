@@ -1,14 +1,15 @@
 """What combining and selecting members buys: CIFAR-10 and Fashion-MNIST, pools of three kinds.
 
     python benchmarks/combine.py --data cifar10:DIR fashion-mnist:DIR [--out DIR] [--fit-rows 5000]
-                                 [--splits 5] [--seed 0]
+                                 [--splits 5] [--seed 0] [--only-selection]
 
 Members of the pool `mixed` differ in width, training rows and epochs; those of `specialists` saw shards with
 other shares of the classes (Dirichlet, alpha 0.3); those of `equal` differ in their random streams alone.
 Their predictions on rows that no member was trained on (the validation split and the test file) are kept in
 `--out`, one `.npz` per pool, so that a second call only judges. `--splits` times these rows are divided at
 random: combiners and temperatures are fitted, and members selected, on `--fit-rows` of them and judged on
-the others. Figures are means over the splits; NLL in nats. One thread; only the training takes long.
+the others. Figures are means over the splits; NLL in nats. One thread: training takes about twenty minutes,
+judging about ten.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from hqde.ensemble import (
 from hqde.ensemble.evaluation import classification_figures
 from hqde.errors import HqdeError
 from hqde.models import model_spec
-from hqde.quantum import caruana, choose_members, error_gram, selection_bqm
+from hqde.quantum import Budget, caruana, choose_members, error_gram, selection_bqm
 from hqde.quantum.search import brute_force
 from hqde.rounds import Engine, Experiment
 from hqde.seeding import generator
@@ -121,6 +122,24 @@ Figures = dict[str, list[dict[str, float]]]
 KEPT = 4  # members of a selection
 
 
+def operations(source: str, pool: str) -> tuple[float, ...]:
+    """Multiplications that each member of a pool takes for one picture, in convolutions and linear layers."""
+    shape = (3, 32, 32) if source.startswith("cifar10") else (1, 28, 28)
+    costs: list[float] = []
+    for family in POOLS[pool]:
+        options = {"channels": list(family.channels)}
+        model = model_spec("cnn", input_shape=shape, num_outputs=10, options=options).build().eval()
+        counts: list[int] = []
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                layer.register_forward_hook(
+                    lambda layer, _, out: counts.append(layer.weight.numel() * out.numel() // out.shape[1])  # noqa: B023
+                )
+        model(torch.zeros(1, *shape))
+        costs += [float(sum(counts))] * family.members
+    return tuple(costs)
+
+
 def judge(
     name: str,
     probs: Tensor,
@@ -153,8 +172,13 @@ def combine(probs: Tensor, targets: Tensor, fit: Tensor, rest: Tensor, found: Fi
             found.setdefault(label, []).append(judge(name, probs, targets, fit, rest, tempered=tempered))
 
 
-def select(probs: Tensor, targets: Tensor, fit: Tensor, rest: Tensor, found: Figures) -> None:
-    """All, the best, the top four, Caruana's and the selected four, each with a temperature."""
+def select(
+    probs: Tensor, targets: Tensor, fit: Tensor, rest: Tensor, costs: Sequence[float], found: Figures
+) -> None:
+    """All, the best, the top four, Caruana's and the selected four, each with a temperature.
+
+    ``costs`` are the members' operations; the last selection is of four members within a quarter of all.
+    """
     gram = error_gram(probs[:, fit], targets[fit])
     ranking = gram.diagonal().argsort(stable=True).tolist()
     picks = caruana(probs[:, fit], targets[fit], KEPT)
@@ -165,33 +189,40 @@ def select(probs: Tensor, targets: Tensor, fit: Tensor, rest: Tensor, found: Fig
         f"top {KEPT}": ranking[:KEPT],
         f"selected {KEPT}": choose_members(gram, KEPT).members,
     }
+    budget = Budget("operations", tuple(costs), sum(costs) / 4)
+    if sum(sorted(costs)[:KEPT]) <= budget.limit:
+        within = choose_members(gram, KEPT, budgets=[budget])
+        sets[f"selected {KEPT} in a quarter of the operations"] = within.members
     for label, members in sets.items():
         chosen = probs[list(members)]
         for name, word in (("mean", "mean + T"), ("log_pool", "log pool + T"), ("stacking", "stacking + T")):
             if len(chosen) > 1 or name == "mean":
                 figures = judge(name, chosen, targets, fit, rest)
+                figures["operations"] = sum(costs[member] for member in members) / sum(costs)
                 found.setdefault(f"{label}, {word}", []).append(figures)
     shares = [picks[member] / KEPT for member in picked]
     greedy = judge("mean", probs[picked], targets, fit, rest, shares=shares)
+    greedy["operations"] = sum(costs[member] for member in picked) / sum(costs)
     found.setdefault(f"greedy (Caruana), {KEPT} picks + T", []).append(greedy)
 
 
 def table(found: Figures, against: str) -> str:
     """Means over the splits, and how the NLL stands against one row, split by split."""
     lines = [
-        f"| | accuracy | NLL | Brier | ECE | NLL minus that of {against}: worst split, splits not above |",
-        "|---|---|---|---|---|---|",
+        f"| | operations | accuracy | NLL | Brier | ECE | NLL minus that of {against}: worst, not above |",
+        "|---|---|---|---|---|---|---|",
     ]
     base = [split["nll"] for split in found[against]]
     for label, splits in found.items():
         accuracy, nll, brier, ece = (
             sum(split[key] for split in splits) / len(splits) for key in ("accuracy", "nll", "brier", "ece")
         )
+        share = sum(split.get("operations", 1.0) for split in splits) / len(splits)
         gaps = [split["nll"] - other for split, other in zip(splits, base, strict=True)]
         better = sum(gap <= 0 for gap in gaps)
+        figures = f"{accuracy:.4f} | {nll:.4f} | {brier:.4f} | {ece:.4f}"
         lines.append(
-            f"| {label} | {accuracy:.4f} | {nll:.4f} | {brier:.4f} | {ece:.4f} | {max(gaps):+.4f}, "
-            f"{better} of {len(gaps)} |"
+            f"| {label} | {100 * share:.0f} % | {figures} | {max(gaps):+.4f}, {better} of {len(gaps)} |"
         )
     return "\n".join(lines)
 
@@ -254,6 +285,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("combine"), help="where predictions are kept")
     parser.add_argument("--fit-rows", type=int, default=5000)
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--only-selection", action="store_true", help="leave out the combiners' tables")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -262,25 +294,31 @@ def main() -> None:
         for source in given.data:
             for pool in POOLS:
                 probs, targets = predictions(source, pool, given.seed, given.out)
+                costs = operations(source, pool)
                 combined: Figures = {}
                 selected: Figures = {}
                 for split in range(given.splits):
                     order = torch.randperm(len(targets), generator=generator(given.seed, "split", split))
                     fit, rest = order[: given.fit_rows], order[given.fit_rows :]
-                    combine(probs, targets, fit, rest, combined)
-                    select(probs, targets, fit, rest, selected)
+                    if not given.only_selection:
+                        combine(probs, targets, fit, rest, combined)
+                    select(probs, targets, fit, rest, costs, selected)
                 rows = f"{given.fit_rows} rows to fit, {len(targets) - given.fit_rows} to judge"
                 name = source.partition(":")[0]
                 print(f"\n## {name}, {pool} pool of {len(probs)}, {rows}\n")
-                print(table(combined, "mean + T"))
+                if combined:
+                    print(table(combined, "mean + T"))
                 print(f"\n### {KEPT} of {len(probs)}\n\n{table(selected, 'all, mean + T')}")
+                if not combined:
+                    continue
                 print(
                     f"\n### few rows\n\n{few_rows(probs, targets, 4 * given.splits, given.seed)}", flush=True
                 )
                 pairs = zip(combined["auto + T"], combined["mean + T"], strict=True)
                 gaps = [auto["nll"] <= mean["nll"] for auto, mean in pairs]
                 cases, better = cases + len(gaps), better + sum(gaps)
-        print(f"\nauto + T is not above mean + T in NLL in {better} of {cases} cases")
+        if cases:
+            print(f"\nauto + T is not above mean + T in NLL in {better} of {cases} cases")
         print(sizes(20, given.seed))
     except HqdeError as error:
         sys.exit(str(error))
