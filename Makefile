@@ -21,7 +21,7 @@ help:
 	@echo "make types    mypy"
 	@echo "make imports  which room may import which (import-linter)"
 	@echo "make unit     the tests, the docstrings' examples and the README's code, with coverage"
-	@echo "make long     tests that take minutes: 100 000 damaged packets"
+	@echo "make long     tests that take minutes: clusters of several nodes, 100 000 damaged packets"
 	@echo "make bench    benchmarks/headline.py                              (ARGS='…')"
 	@echo "make docs     the documentation site, into site/"
 	@echo "make setup    .venv with everything the targets above need"
@@ -60,7 +60,7 @@ imports: setup
 # What needs a Ray of its own comes second, in one process: each such test starts several.
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not ray and not long" --cov --cov-report= $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/backends tests/cli --cov --cov-append --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "ray and not long" tests/backends tests/cli --cov --cov-append --cov-report=term $(ARGS)
 
 # What takes minutes and is run by hand.
 long: setup

@@ -110,6 +110,7 @@ def test_every_topology_gives_the_bits_of_the_local_backend(topology, on_ray, ru
     runs.assert_same_weights(result, expected)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_from_its_checkpoint_on_another_ray(on_ray, runs, tmp_path, undisturbed):
     from hqde.backends.on_ray import RayBackend
 
@@ -131,6 +132,7 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_ray(on_ray, runs, tmp_path
     runs.assert_same_weights(again, undisturbed)
 
 
+@pytest.mark.long
 def test_after_many_rounds_memory_and_the_store_are_as_after_a_few(on_ray, runs):
     from hqde.backends.on_ray import RayBackend
 

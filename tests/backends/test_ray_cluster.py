@@ -21,7 +21,7 @@ def three_workers(runs, **changes):
     return replace(runs.experiment(), num_workers=3, **changes)
 
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 def test_a_node_that_goes_between_two_rounds_takes_nothing_along(three_nodes, runs):

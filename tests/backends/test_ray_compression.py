@@ -31,7 +31,7 @@ def experiment_of(runs, **changes):
     )
 
 
-@pytest.mark.parametrize("plan", ["flat", "sharded"])
+@pytest.mark.parametrize("plan", [pytest.param("flat", marks=pytest.mark.long), "sharded"])
 def test_packets_give_the_bits_of_the_local_backend_and_are_counted_where_they_leave(plan, on_ray, runs):
     from hqde.backends.on_ray import RayBackend
     from hqde.backends.on_ray import crew as crews

@@ -29,6 +29,7 @@ def artefact(run):
     return {file.name: file.read_bytes() for file in sorted((run / "artefact").iterdir())}
 
 
+@pytest.mark.long
 def test_a_driver_killed_with_9_takes_all_along_and_resumes_to_the_bits_of_the_local_backend(
     hqde, table, tmp_path
 ):
