@@ -15,12 +15,9 @@ call goes on where the first stopped.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,13 +25,13 @@ from typing import Any
 
 import torch
 
+from grid import run_grid
 from hqde.backends import LocalBackend
 from hqde.compression import Compression, EntropyCodec, PackedCodec
 from hqde.data import Augmentation, Iid, Splits, load_splits
 from hqde.errors import HqdeError
 from hqde.models import model_spec
 from hqde.rounds import Engine, Experiment
-from hqde.rounds.run_directory import write_text
 from hqde.topology import Topology
 from hqde.training import Recipe
 
@@ -62,7 +59,7 @@ SETTINGS: dict[str, Setting] = {
 _SPLITS: Splits | None = None
 
 
-def run(setting: str, topology: str, seed: int, epochs: int) -> dict[str, Any]:
+def run(setting: str, topology: str, epochs: int, seed: int) -> dict[str, Any]:
     """One training."""
     torch.set_num_threads(1)
     assert _SPLITS is not None
@@ -137,28 +134,13 @@ def main() -> None:
         load(given.data)
     except HqdeError as error:
         sys.exit(f"{error}\ngive --data cifar10:DIR, a directory with train.parquet and test.parquet")
-    results = json.loads(given.out.read_text()) if given.out.exists() else {}
-    wanted = [
-        (setting, topology, seed)
+    cells = [
+        (setting, topology, given.epochs, seed)
         for seed in range(given.seeds)
         for topology in TOPOLOGIES
         for setting in given.settings
-        if f"{setting}/{topology}/{given.epochs}/{seed}" not in results
     ]
-    context = multiprocessing.get_context("spawn")
-    began = time.perf_counter()
-    with ProcessPoolExecutor(given.jobs, context, initializer=load, initargs=(given.data,)) as pool:
-        calls = {
-            pool.submit(
-                run, setting, topology, seed, given.epochs
-            ): f"{setting}/{topology}/{given.epochs}/{seed}"
-            for setting, topology, seed in wanted
-        }
-        for number, call in enumerate(as_completed(calls), start=1):
-            results[calls[call]] = call.result()
-            write_text(given.out, json.dumps(results, indent=1))
-            spent = time.perf_counter() - began
-            print(f"{number}/{len(calls)} {calls[call]}: {results[calls[call]]} ({spent:.0f} s)", flush=True)
+    results = run_grid(run, cells, out=given.out, jobs=given.jobs, prepare=load, prepared_with=(given.data,))
     print("\n" + table(results, given.settings, given.epochs))
 
 

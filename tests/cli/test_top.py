@@ -219,7 +219,7 @@ def test_the_state_is_printed_for_scripts_and_pipes(hqde, run_dir):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["nowhere"], "there is no such directory"), (["."], "neither config.toml nor history.jsonl"),
+    [(["nowhere"], "there is no such directory"), (["."], "neither history.jsonl nor config.toml"),
      ([".", "--interval", "0"], "--interval must be above 0")],
 )  # fmt: skip
 def test_bad_usage(hqde, arguments, words):

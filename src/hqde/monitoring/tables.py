@@ -51,10 +51,14 @@ def read_lines(path: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
-            if number < len(lines):
-                raise RunError(f"{path} line {number} is not valid JSON: {error}") from error
+            if number == len(lines):
+                break
+            raise RunError(f"{path} line {number} is not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{path} line {number} must hold a JSON object, got a {type(record).__name__}")
+        found.append(record)
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hqde.errors import RunError
+from hqde.reporting.reading import check_run
 
 KEPT_SAMPLES = 600
 KEPT_ROUNDS = 240
@@ -123,13 +123,7 @@ class LiveRun:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise RunError(f"{path} is not a run: there is no such directory")
-        if not any((self.path / name).exists() for name in ("config.toml", "history.jsonl")):
-            raise RunError(
-                f"{path} is not a run: it holds neither config.toml nor history.jsonl. "
-                "Name the directory that hqde train --out wrote."
-            )
+        check_run(self.path)
         self._history = Tail(self.path / "history.jsonl")
         self._events = Tail(self.path / "events.jsonl")
         self._resources = Tail(self.path / "resources.jsonl")

@@ -35,16 +35,8 @@ def read_run(run_dir: Path) -> RunRecord:
         RunError: the directory is not a run, holds no finished round, or holds broken JSON (naming the line).
     """
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise RunError(
-            f"{run_dir} is not a run: there is no such directory. Name what hqde train --out wrote."
-        )
+    check_run(run_dir)
     history, config = run_dir / "history.jsonl", run_dir / "config.toml"
-    if not history.exists() and not config.exists():
-        raise RunError(
-            f"{run_dir} is not a run: it holds neither history.jsonl nor config.toml. "
-            "Name the directory that hqde train --out wrote."
-        )
     rounds = {line.round_index: line for line in map(_round, _read_lines(history))}
     if not rounds:
         raise RunError(
@@ -59,6 +51,19 @@ def read_run(run_dir: Path) -> RunRecord:
         evaluation=_read_object(run_dir / "evaluation.json"),
         resources=_resources(_read_lines(run_dir / "resources.jsonl")),
     )
+
+
+def check_run(run_dir: Path) -> None:
+    """Refuse a directory that no run was written to, with RunError."""
+    if not run_dir.is_dir():
+        raise RunError(
+            f"{run_dir} is not a run: there is no such directory. Name what hqde train --out wrote."
+        )
+    if not any((run_dir / name).exists() for name in ("config.toml", "history.jsonl")):
+        raise RunError(
+            f"{run_dir} is not a run: it holds neither history.jsonl nor config.toml. "
+            "Name the directory that hqde train --out wrote."
+        )
 
 
 def _read_text(path: Path) -> str:

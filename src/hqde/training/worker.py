@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hqde.aggregation import Update, count_nonfinite
-from hqde.compression import Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
+from hqde.compression import Downlink, Packet, Uplink, encode_step
 from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
 from hqde.errors import PreconditionError
 from hqde.models import ModelSpec, call_model
@@ -240,13 +240,14 @@ class Worker:
             self._owed = None
         if uplink is None or count_nonfinite(delta):  # such a delta is refused, for what it is
             return delta, None
-        dense = dense_ranges(self.layout, smallest=uplink.smallest)
-        if not uplink.feedback:
-            draws = generator(self.spec.seed, "worker", self.spec.worker_id, "encode", order.round_index)
-            packet = uplink.codec.encode(delta, dense=dense, generator=draws)
-            return decode(packet), packet
-        packet, decoded, self._owed = with_feedback(
-            uplink.codec, delta, self._owed, num_parameters=self.layout.num_parameters, dense=dense
+        packet, decoded, self._owed = encode_step(
+            uplink.codec,
+            delta,
+            self._owed,
+            layout=self.layout,
+            smallest=uplink.smallest,
+            feedback=uplink.feedback,
+            generator=generator(self.spec.seed, "worker", self.spec.worker_id, "encode", order.round_index),
         )
         return decoded, packet
 
