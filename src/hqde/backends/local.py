@@ -12,6 +12,7 @@ from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.errors import HqdeError
+from hqde.monitoring import SystemMetrics
 from hqde.training import Order, Worker, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
 
@@ -83,6 +84,10 @@ class LocalBackend:
         """Put the workers back."""
         for worker_id, state in states.items():
             self._workers[worker_id].load_state(state, committed[worker_id])
+
+    def machines(self) -> Mapping[str, SystemMetrics]:
+        """There are no others."""
+        return {}
 
     def close(self) -> None:
         """Forget the workers."""

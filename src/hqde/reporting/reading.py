@@ -50,6 +50,7 @@ def read_run(run_dir: Path) -> RunRecord:
         metrics=_read_object(run_dir / "metrics.json"),
         evaluation=_read_object(run_dir / "evaluation.json"),
         resources=_resources(_read_lines(run_dir / "resources.jsonl")),
+        nodes=_nodes(_read_lines(run_dir / "nodes.jsonl")),
     )
 
 
@@ -198,3 +199,10 @@ def _resources(lines: list[Document]) -> tuple[ResourceSample, ...]:
             where = None if round_index is None else int(round_index)
             found.append(ResourceSample(timestamp, where, line.text("phase"), numbers))
     return tuple(found)
+
+
+def _nodes(lines: list[Document]) -> dict[str, tuple[ResourceSample, ...]]:
+    by_node: dict[str, list[Document]] = {}
+    for line in lines:
+        by_node.setdefault(line.text("node"), []).append(line)
+    return {node: _resources(found) for node, found in sorted(by_node.items())}
