@@ -150,7 +150,7 @@ class RayBackend:
         slices = row_slices(len(examples), len(actors))
         rows = [last - first for first, last in slices]
         owners, self._balance = self._balancer.assign(rows, [0.0] * len(actors), self._balance)
-        return predict_members(ensemble, self._shared(examples), slices, [actors[owner] for owner in owners])
+        return predict_members(ensemble, self._shared(examples), slices, owners, actors)
 
     def worker_states(self) -> Mapping[int, WorkerState]:
         """Every worker's state."""
