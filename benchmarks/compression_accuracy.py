@@ -4,9 +4,10 @@
                                               [--settings fp32 packed-8 packed-4 packed-2 entropy-1]
 
 `cnn` on 20 000 images, four workers with 5 000 each, SGD with rate 0.1 and momentum 0.9, rounds of 10 steps,
-bfloat16. Either all are averaged (FedAvg, one member) or two and two (two members). Deltas go up and weights come down encoded, with error
-feedback both ways. Bytes are those of the packets, headers and dense tensors included; `ratio` is what the
-same rounds send as float32 over what they sent. Accuracy is of the ensemble on the 5 000 test images.
+bfloat16. Either all are averaged (FedAvg, one member) or two and two (two members). Deltas go up and weights
+come down encoded, with error feedback both ways. Bytes are those of the packets, headers and dense tensors
+included; `ratio` is what the same rounds send as float32 over what they sent. Accuracy is of the ensemble on
+the 5 000 test images.
 
 Every run has one thread; `--jobs` go side by side. Results are kept in `--out` as they come, and a second
 call goes on where the first stopped.
