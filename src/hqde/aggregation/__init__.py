@@ -23,6 +23,7 @@ from hqde.aggregation.centered_clipping import CenteredClipping
 from hqde.aggregation.clipping import AdaptiveRobustClipping, Clipping
 from hqde.aggregation.combination import Combination, Combined, combine, step_columns
 from hqde.aggregation.coordinate import CoordinateMedian, MeanAroundMedian, TrimmedMean
+from hqde.aggregation.coupling import pulled
 from hqde.aggregation.geometric_median import GeometricMedian
 from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, merge_parts
 from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
@@ -142,6 +143,7 @@ __all__ = [
     "num_byzantine_of",
     "optimal",
     "outlier_scores",
+    "pulled",
     "rule_of",
     "shares_of",
     "step_columns",

@@ -1,6 +1,6 @@
 """The engine: plan, train, admit, aggregate, commit; history, events, resume."""
 
-from hqde.rounds.commit import Commit, average_groups, commit_group
+from hqde.rounds.commit import Commit, average_groups, commit_group, couple_groups
 from hqde.rounds.engine import Engine, Result
 from hqde.rounds.events import (
     Event,
@@ -43,6 +43,7 @@ __all__ = [
     "WorkerRecord",
     "average_groups",
     "commit_group",
+    "couple_groups",
     "final_metrics",
     "synchronisation_line",
     "train_run",

@@ -17,7 +17,7 @@ from hqde.checkpoints import CheckpointStore
 from hqde.ensemble import Ensemble, FittableCombiner
 from hqde.errors import CheckpointError, QuorumError, WorkerError
 from hqde.rounds.clock import PhaseClock
-from hqde.rounds.commit import Commit, Memory, average_groups, commit_group
+from hqde.rounds.commit import Commit, Memory, commit_group, couple_groups
 from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, phase_report
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.members import MemberPool
@@ -174,6 +174,8 @@ class Engine:
             validation=validation,
             sent_bytes=sent,
             dense_bytes=dense,
+            group_pull=plan.group_pull,
+            global_pull=plan.global_pull if plan.scope == "global" else None,
         )
         return state, record
 
@@ -206,6 +208,7 @@ class Engine:
                 progress=plan.progress,
                 uplink=self._traffic.uplink(plan, group, fresh=regrouped),
                 downlink=state.downlinks.get(worker),
+                pull=plan.group_pull,
             )
             for group in plan.groups
             for worker in group
@@ -247,8 +250,7 @@ class Engine:
             for index, group in enumerate(plan.groups)
         ]
         if plan.scope == "global":
-            common = average_groups(commits)
-            commits = [replace(commit, weights=common) for commit in commits]
+            commits = couple_groups(commits, plan.global_pull)
         return commits
 
     def _account(

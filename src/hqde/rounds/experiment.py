@@ -186,11 +186,12 @@ class Experiment:
                 raise ConfigError(f"settings are given for group {group}, but groups are 0 to {count - 1}")
         branch_epoch(self.topology, self.epochs)
         self.topology.num_trunk_workers(self.num_workers)
-        mixes = self.topology.branch_at is not None or self.topology.global_every > 0
-        if mixes and any(settings.model is not None for settings in self.groups.values()):
+        if self.topology.mixes_groups and any(
+            settings.model is not None for settings in self.groups.values()
+        ):
             raise ConfigError(
-                "groups of different architectures cannot be averaged with each other; drop branch_at and "
-                "global_every, or use one model"
+                "groups of different architectures cannot be averaged with each other; drop branch_at, "
+                "global_every and elastic.global_pull, or use one model"
             )
         if self.augmentation.enabled and self.splits.schema.kind != "image":
             raise ConfigError(
@@ -356,11 +357,7 @@ class Experiment:
         Groups that are averaged with each other at some time start from the same weights: averaging
         differently initialised networks gives one that predicts at chance.
         """
-        shared = (
-            self.diversity.shared_init
-            or self.topology.branch_at is not None
-            or self.topology.global_every > 0
-        )
+        shared = self.diversity.shared_init or self.topology.mixes_groups
         with seeded(self.seed, "init", 0 if shared else group):
             model = self.model_of(group).build(dropout_rate=self.dropout_rate)
         return Layout.of(model).read(model)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Update, count_nonfinite
+from hqde.aggregation import Update, count_nonfinite, pulled
 from hqde.compression import Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
 from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
 from hqde.errors import PreconditionError
@@ -70,6 +70,8 @@ class Order:
         uplink: how to encode the delta; ``None`` hands it in as it is.
         downlink: how a worker that still holds an earlier start makes ``start`` of it, for backends whose
             workers are elsewhere; ``None`` sends ``start`` itself.
+        pull: how far the worker is drawn to ``start`` from where its last round ended, in [0, 1]; it keeps
+            where this one ends. ``None`` begins at ``start``, and keeps nothing.
     """
 
     worker_id: int
@@ -85,6 +87,7 @@ class Order:
     progress: tuple[float, float]
     uplink: Uplink | None = None
     downlink: Downlink | None = None
+    pull: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class WorkerState:
     """What a worker carries from round to round besides the committed weights.
 
     Attributes:
-        tensors: optimizer state, loss scaler, the worker's own buffers, and what error feedback owes.
+        tensors: optimizer state, loss scaler, the worker's own buffers, what error feedback owes, and the
+            worker's own weights where it has some.
         efficiency: its efficiency score.
     """
 
@@ -118,6 +122,7 @@ class Worker:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
         self._owed: Tensor | None = None  # of error feedback
+        self._replica: Tensor | None = None  # the weights that its last round ended with, where they count
         self._data_s = 0.0  # of the round that goes on
 
     def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
@@ -131,7 +136,7 @@ class Worker:
         spec = self.spec
         self._data_s = 0.0
         own_buffers = order.keep_buffers and not order.fresh_optimizer
-        self.layout.write(order.start, self._model, with_buffers=not own_buffers)
+        self.layout.write(self._beginning(order), self._model, with_buffers=not own_buffers)
         if order.fresh_optimizer:
             self._optimizer = make_optimizer(self._model, spec.recipe)
         batches = list(epoch_batches(order, seed=spec.seed, batch_size=spec.recipe.batch_size))
@@ -160,6 +165,8 @@ class Worker:
         encoding = time.perf_counter()
         delta, packet = self._encode(local.vector.sub_(order.start.vector), order)
         encode_s = time.perf_counter() - encoding
+        # As whoever decodes the delta sees it: so nothing that error feedback owes is counted twice.
+        self._replica = None if order.pull is None else order.start.vector + delta
         down = order.start.vector if order.downlink is None else order.downlink
         return Update(
             worker_id=spec.worker_id,
@@ -210,6 +217,8 @@ class Worker:
         tensors["integers"] = own.integers
         if self._owed is not None:
             tensors["owed"] = self._owed.clone()
+        if self._replica is not None:
+            tensors["replica"] = self._replica.clone()
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             tensors["scaler"] = torch.tensor([scale["scale"], scale["_growth_tracker"]], dtype=torch.float64)
@@ -232,6 +241,14 @@ class Worker:
             )
         self._efficiency = state.efficiency
         self._owed = state.tensors.get("owed")
+        self._replica = state.tensors.get("replica")
+
+    def _beginning(self, order: Order) -> Weights:
+        """Where the round begins: at its start, or on the way to it from the worker's own weights."""
+        if order.pull is None or self._replica is None or order.fresh_optimizer:
+            return order.start
+        vector = pulled(self._replica, order.start.vector, order.pull)
+        return Weights(vector, order.start.integers)
 
     def _encode(self, delta: Tensor, order: Order) -> tuple[Tensor, Packet | None]:
         """The delta as whoever decodes it sees it, and the packet that travels."""
