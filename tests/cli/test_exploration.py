@@ -37,6 +37,13 @@ def test_elastic_couplings_are_settings_and_stand_in_the_history(hqde, table, tm
         (["topology.elastic.grup_pull=0.5"], ["topology.elastic.grup_pull", "did you mean 'group_pull'"]),
         (["topology.elastic.group_pull=0.5", "topology.groups=4"], ["alone in its group", "global_pull"]),
         (["topology.elastic.global_pull=0.5", "topology.branch_at=0.5"], ["branch_at=0.5", "use one of"]),
+        (["training.temperature=1.0"], ["not of adamw", "optimizer = 'sgd'"]),
+        (["training.cycles=3", "topology.branch_at=0.4"], ["3 cycles and a restart where groups branch"]),
+        (["diversity.entangled_noise=0.1", "topology.groups=4"], ["each of 4 groups has one"]),
+        (["privacy.clip_norm=1.0"], ["data.partition (replicate)", "'iid' or 'dirichlet'"]),
+        (["privacy.clip_norm=1.0", "data.partition=iid"], ["running statistics", "model.norm=group"]),
+        (["privacy.noise_multiplier=0.0"], ["without noise there is no privacy"]),
+        (["privacy.clip_norm=1.0", "data.partition=iid", "privacy.delta=0.3"], ["less than 0.25"]),
     ],
     ids=str,
 )
@@ -49,3 +56,32 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(hqde, table, tmp_path, s
     for word in words:
         assert word in done.err.replace("\n", " ")
     assert not (tmp_path / "run").exists()
+
+
+PRIVATE = ("--set", "model.norm=group", "--set", "data.partition=iid", "--set", "privacy.clip_norm=0.5")
+
+
+def test_a_private_run_tells_what_it_has_spent(hqde, table, tmp_path):
+    pytest.importorskip("opacus", reason="extra privacy")
+    done = hqde("train", "--data", table, *SMALL, *PRIVATE, "--set", "privacy.delta=0.01", "--out", "run")
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    spent = [line["epsilon"] for line in history(tmp_path / "run")]
+    assert spent == sorted(spent)
+    assert metrics["privacy"]["epsilon"] == spent[-1] > 0
+    assert f"privacy: ε {spent[-1]:.4g} at δ 0.01 after 3 round(s)" in done.out
+    assert metrics["privacy"]["secret_noise"] is True
+    assert "key" not in (tmp_path / "run/config.toml").read_text()
+    plain = hqde("train", "--data", table, *SMALL, "--out", "plain")
+    assert plain.code == 0, plain.err
+    assert "privacy" not in plain.out
+    assert json.loads((tmp_path / "plain/metrics.json").read_text())["privacy"] is None
+
+
+def test_heated_cycles_train_from_settings(hqde, table, tmp_path):
+    heat = ("optimizer=sgd", "nesterov=false", "clip_norm=0.0", "warmup=0.0", "cycles=3", "temperature=0.01")
+    settings = [part for setting in heat for part in ("--set", f"training.{setting}")]
+    done = hqde("train", "--data", table, *SMALL, *settings, "--out", "run")
+    assert done.code == 0, done.err
+    rates = [line["workers"][0]["lr"] for line in history(tmp_path / "run")]
+    assert rates == pytest.approx([rates[0]] * 3), "every epoch is a cycle, and ends as low"

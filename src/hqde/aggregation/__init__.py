@@ -30,6 +30,7 @@ from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
 from hqde.aggregation.mixing import Bucketing, Composed, Mixing, MixingChain, NearestNeighbourMixing
 from hqde.aggregation.outliers import OutlierScores, agreement, outlier_scores
 from hqde.aggregation.policy import AggregationPolicy, Breach
+from hqde.aggregation.privacy import FixedWeights, GaussianMechanism
 from hqde.aggregation.registry import MIXINGS, RULES, FractionalRule, make_rule, rule_of
 from hqde.aggregation.reliability import Reliability, ReliabilityState
 from hqde.aggregation.remembering import Remembering, Use
@@ -86,7 +87,9 @@ __all__ = [
     "Decision",
     "Delta",
     "FedAvg",
+    "FixedWeights",
     "FractionalRule",
+    "GaussianMechanism",
     "GaussianNoise",
     "GeometricMedian",
     "GramParts",

@@ -91,6 +91,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         buffers=server.buffers,
         groups={int(name): _group(config, recipe, splits, group) for name, group in config.group.items()},
         faults=config.faults,
+        privacy=config.privacy,
         early_stopping=run.early_stopping,
         evaluate_every=run.evaluate_every,
         combiner=make_combiner(config.ensemble.combiner),

@@ -19,7 +19,7 @@ from hqde.compression import Compression, EntropyCodec, PackedCodec, make_codec
 from hqde.data import Augmentation
 from hqde.errors import ConfigError
 from hqde.monitoring import Monitoring
-from hqde.rounds import FaultPolicy
+from hqde.rounds import FaultPolicy, Privacy
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe
 
@@ -281,6 +281,7 @@ class Config:
     ensemble: EnsembleSettings = EnsembleSettings()
     run: RunSettings = RunSettings()
     faults: FaultPolicy = FaultPolicy()
+    privacy: Privacy = Privacy()
     ray: RaySettings = RaySettings()
     monitoring: Monitoring = field(default_factory=Monitoring)
     group: dict[str, GroupConfig] = field(default_factory=dict)

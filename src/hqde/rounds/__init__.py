@@ -15,6 +15,7 @@ from hqde.rounds.events import (
 )
 from hqde.rounds.experiment import Experiment, GroupSettings
 from hqde.rounds.observing import RunObserver
+from hqde.rounds.privacy import Privacy
 from hqde.rounds.round_log import RoundLog
 from hqde.rounds.run_directory import RunDirectory
 from hqde.rounds.state import RunState
@@ -31,6 +32,7 @@ __all__ = [
     "Listener",
     "Listeners",
     "PhaseListener",
+    "Privacy",
     "Result",
     "RoundLog",
     "RoundRecord",

@@ -18,9 +18,11 @@ from hqde.ensemble import Ensemble, FittableCombiner
 from hqde.errors import CheckpointError, QuorumError, WorkerError
 from hqde.rounds.clock import PhaseClock
 from hqde.rounds.commit import Commit, Memory, commit_group, couple_groups
+from hqde.rounds.entangling import entangled_perturbations
 from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, phase_report
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.members import MemberPool
+from hqde.rounds.privacy import with_privacy
 from hqde.rounds.records import worker_records
 from hqde.rounds.state import RunState, pack_state, unpack_state
 from hqde.rounds.stopping import keep_best, reason_to_stop
@@ -72,7 +74,7 @@ class Engine:
         provenance: dict[str, object] | None = None,
     ) -> None:
         self.experiment = experiment
-        self._backend = backend
+        self._backend = backend = with_privacy(backend, experiment.privacy, group_size=experiment.group_size)
         self._tell: Listener = listener or Listeners()
         self._tell_phase = phase_report(self._tell)
         self._store = store
@@ -176,6 +178,7 @@ class Engine:
             dense_bytes=dense,
             group_pull=plan.group_pull,
             global_pull=plan.global_pull if plan.scope == "global" else None,
+            epsilon=self.experiment.privacy.epsilon(plan.index),
         )
         return state, record
 
@@ -193,6 +196,7 @@ class Engine:
             shards = self.experiment.shards(plan.epoch, state.balance, present=present)
             self._shards = (plan.epoch, present, shards)
         shards = self._shards[2]
+        perturbations = entangled_perturbations(self.experiment, plan, shards)
         return [
             Order(
                 worker_id=worker,
@@ -209,6 +213,7 @@ class Engine:
                 uplink=self._traffic.uplink(plan, group, fresh=regrouped),
                 downlink=state.downlinks.get(worker),
                 pull=plan.group_pull,
+                perturbation=perturbations.get(worker),
             )
             for group in plan.groups
             for worker in group
@@ -330,16 +335,13 @@ class Engine:
     # -- start and end -----------------------------------------------------------------------------------
 
     def _initial(self, plan: RoundPlan) -> RunState:
-        groups = plan.groups
-        of_final_group = [self.experiment.group_of(group[0]) for group in groups]
-        committed = tuple(self.experiment.initial_weights(group) for group in of_final_group)
+        experiment, groups = self.experiment, plan.groups
+        committed = tuple(experiment.initial_weights(experiment.group_of(group[0])) for group in groups)
         state = RunState(0, groups, committed, self._server_states(groups, committed))
-        state = self._traffic.begin(plan, state)
-        if self.experiment.policy.reliability is None:
+        state, reliability = self._traffic.begin(plan, state), experiment.policy.reliability
+        if reliability is None:
             return state
-        return replace(
-            state, reliability=self.experiment.policy.reliability.init(self.experiment.num_workers)
-        )
+        return replace(state, reliability=reliability.init(experiment.num_workers))
 
     def _server_states(self, groups: Groups, committed: Sequence[Weights]) -> tuple[dict[str, Tensor], ...]:
         return tuple(

@@ -82,7 +82,8 @@ class RoundRecord:
     """One round, as it goes to the history: times in seconds, sizes in bytes.
 
     ``group_pull`` is how far workers were drawn to their group when it began, ``global_pull`` how far groups
-    were drawn to each other when it ended; ``None`` where they were not.
+    were drawn to each other when it ended; ``None`` where they were not. ``epsilon`` is the privacy spent so
+    far, ``None`` where none is promised.
     """
 
     round: int
@@ -98,6 +99,7 @@ class RoundRecord:
     dense_bytes: int
     group_pull: float | None = None
     global_pull: float | None = None
+    epsilon: float | None = None
 
     @property
     def learning_rate(self) -> float | None:

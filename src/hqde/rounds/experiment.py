@@ -33,6 +33,7 @@ from hqde.data import (
 from hqde.ensemble import Combiner, FittableCombiner, MeanCombiner
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.models import ModelSpec
+from hqde.rounds.privacy import Privacy, check_privacy
 from hqde.rounds.supervision import FaultPolicy
 from hqde.seeding import generator, seeded
 from hqde.topology import RoundPlan, Topology, branch_epoch, plan_rounds
@@ -96,6 +97,7 @@ class Experiment:
             with its own (the member still gets the average).
         groups: overrides by group index.
         faults: what the run puts up with.
+        privacy: what the weights that groups release may tell of a worker.
         early_stopping: stop when the ensemble's validation loss has not improved for this many epochs, and
             keep the best; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation split.
@@ -125,6 +127,7 @@ class Experiment:
     buffers: Literal["average", "local"] = "average"
     groups: Mapping[int, GroupSettings] = field(default_factory=dict)
     faults: FaultPolicy = FaultPolicy()
+    privacy: Privacy = Privacy()
     early_stopping: int = 0
     evaluate_every: int = 1
     combiner: Combiner = MeanCombiner()
@@ -185,6 +188,7 @@ class Experiment:
             if not 0 <= group < count:
                 raise ConfigError(f"settings are given for group {group}, but groups are 0 to {count - 1}")
         branch_epoch(self.topology, self.epochs)
+        self._check_noise()
         self.topology.num_trunk_workers(self.num_workers)
         if self.topology.mixes_groups and any(
             settings.model is not None for settings in self.groups.values()
@@ -207,10 +211,32 @@ class Experiment:
                 f"all groups need one loss so that members can be combined, got {sorted(losses)}"
             )
 
+    def _check_noise(self) -> None:
+        if self.diversity.entangled_noise and self.group_size < 2:
+            raise ConfigError(
+                f"entangled_noise={self.diversity.entangled_noise:g} cancels over the workers of a group, "
+                f"and each of {self.num_groups} groups has one; use fewer groups, or 0"
+            )
+        if self.privacy.enabled:
+            check_privacy(
+                self.privacy,
+                rule=self.rule,
+                policy=self.policy,
+                partitioner=self.partitioner,
+                num_workers=self.num_workers,
+                changes_groups=self.topology.branch_at is not None,
+                balances=self.balances,
+            )
+
     @property
     def num_groups(self) -> int:
         """Members at the end."""
         return self.topology.num_groups(self.num_workers)
+
+    @property
+    def group_size(self) -> int:
+        """Workers of each group at the end."""
+        return self.num_workers // self.num_groups
 
     def group_of(self, worker: int) -> int:
         """The group a worker ends in."""
@@ -255,6 +281,7 @@ class Experiment:
             warmup=recipe.warmup,
             restart_at=None if branch is None else (branch - 1) / self.epochs,
             restart_level=recipe.restart_level,
+            cycles=recipe.cycles,
         )
 
     def worker_specs(self) -> tuple[WorkerSpec, ...]:

@@ -147,7 +147,9 @@ def final_metrics(
         "reliability": scores,
         "uses_server_data": policy.held_out is not None,
     }
+    privacy = experiment.privacy.figures(result.state.round_index, experiment.group_size)
     return metrics | {
+        "privacy": privacy,
         "backend": backend,
         "workers": experiment.num_workers,
         "groups": len(ensemble),

@@ -185,6 +185,7 @@ def describe(
             evaluate_every=experiment.evaluate_every,
         ),
         faults=experiment.faults,
+        privacy=experiment.privacy,
         ray=ray,
         group={
             str(number): GroupConfig(
