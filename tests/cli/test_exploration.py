@@ -42,6 +42,7 @@ def test_elastic_couplings_are_settings_and_stand_in_the_history(hqde, table, tm
         (["diversity.entangled_noise=0.1", "topology.groups=4"], ["each of 4 groups has one"]),
         (["privacy.clip_norm=1.0"], ["data.partition (replicate)", "'iid' or 'dirichlet'"]),
         (["privacy.clip_norm=1.0", "data.partition=iid"], ["running statistics", "model.norm=group"]),
+        (["ensemble.snapshots.count=3"], ["3 snapshots", "at least 4 epochs", "the run has 3"]),
         (["privacy.noise_multiplier=0.0"], ["without noise there is no privacy"]),
         (["privacy.clip_norm=1.0", "data.partition=iid", "privacy.delta=0.3"], ["less than 0.25"]),
     ],
@@ -85,3 +86,19 @@ def test_heated_cycles_train_from_settings(hqde, table, tmp_path):
     assert done.code == 0, done.err
     rates = [line["workers"][0]["lr"] for line in history(tmp_path / "run")]
     assert rates == pytest.approx([rates[0]] * 3), "every epoch is a cycle, and ends as low"
+
+
+def test_select_chooses_among_snapshots_too(hqde, write_table, tmp_path):
+    table = write_table(tmp_path / "many.csv", rows=240)
+    kept = ("--set", "ensemble.snapshots.count=2", "--set", "training.cycles=3")
+    done = hqde("train", "--data", table, *SMALL, *kept, "--out", "run")
+    assert done.code == 0, done.err
+    found = json.loads(hqde("select", "run", "--size", 3, "--out", "three", "--format", "json").out)
+    everybody = next(row for row in found["comparison"] if row["set"] == "all")
+    assert everybody["members"] == [0, 1, 2, 3, 4, 5]
+    assert len(found["selected"]) == 3
+    own = json.loads(hqde("select", "run", "--size", 2, "--no-pool", "--format", "json").out)
+    assert own["selected"] == [0, 1]
+    too_many = hqde("select", "run", "--size", 7)
+    assert too_many.code == 2
+    assert "size=7 members cannot be chosen of 6: use 1 to 6" in too_many.err

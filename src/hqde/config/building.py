@@ -47,7 +47,7 @@ def resolve(config: Config, splits: Splits) -> Config:
     if ensemble.combiner == "auto":
         combiner = default_combiner(
             splits.schema.task,
-            num_members=config.topology.num_groups(run.workers),
+            num_members=config.topology.num_groups(run.workers) * (1 + ensemble.snapshots.num_joined),
             num_validation_rows=len(splits.validation),
             calibrate=ensemble.calibrate,
         )
@@ -95,6 +95,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         early_stopping=run.early_stopping,
         evaluate_every=run.evaluate_every,
         combiner=make_combiner(config.ensemble.combiner),
+        snapshots=config.ensemble.snapshots,
         drop_outliers=config.ensemble.drop_outliers,
         calibrate=config.ensemble.calibrate,
         seed=run.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,16 +14,17 @@ from hqde.aggregation import ReliabilityState, Update
 from hqde.backends import Backend, Failure, Outcome
 from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
-from hqde.ensemble import Ensemble, FittableCombiner
 from hqde.errors import CheckpointError, QuorumError, WorkerError
 from hqde.rounds.clock import PhaseClock
 from hqde.rounds.commit import Commit, Memory, commit_group, couple_groups
 from hqde.rounds.entangling import entangled_perturbations
 from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, phase_report
 from hqde.rounds.experiment import Experiment
+from hqde.rounds.finishing import Result, finish_run
 from hqde.rounds.members import MemberPool
 from hqde.rounds.privacy import with_privacy
 from hqde.rounds.records import worker_records
+from hqde.rounds.snapshots import keep_snapshot
 from hqde.rounds.state import RunState, pack_state, unpack_state
 from hqde.rounds.stopping import keep_best, reason_to_stop
 from hqde.rounds.supervision import RoundSupervisor
@@ -34,21 +35,6 @@ from hqde.weights import Weights
 
 # A run in which nobody can be used this often in a row is not going to recover by itself.
 MAX_BARREN_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ends with.
-
-    Attributes:
-        ensemble: the members, calibrated if asked for.
-        state: the engine's last state, with the totals.
-        stopped_early: the epoch that was kept, when early stopping ended the run.
-    """
-
-    ensemble: Ensemble
-    state: RunState
-    stopped_early: int | None
 
 
 class Engine:
@@ -154,6 +140,7 @@ class Engine:
         final = self.experiment.topology.groups_of(self.experiment.num_workers)
         if validation is not None and self.experiment.early_stopping and plan.groups == final:
             state = keep_best(state, plan, validation)
+        state = keep_snapshot(self.experiment.snapshots, self.experiment.epochs, state, plan)
         # The checkpoint of the round before: a record is told before its own is saved.
         phases = {"checkpoint": self._checkpoint_s} | clock.stop()
         wall_s = self._checkpoint_s + clock.elapsed_s
@@ -381,20 +368,11 @@ class Engine:
         return state
 
     def _finish(self, state: RunState, stopped: int | None) -> Result:
-        groups, committed = state.groups, state.committed
-        if state.best is not None:
-            committed = state.best.committed
-        states = self._backend.worker_states()
-        ensemble = self._pool.ensemble(groups, committed, {w: s.efficiency for w, s in states.items()})
-        if self.experiment.drop_outliers:
-            kept, dropped = self._pool.sound_members(groups, committed)
-            ensemble = ensemble.select(kept)
-            for reason in dropped:
-                self._tell.on_event(Event("dropped", state.round_index, None, reason))
-        combiner, rows = self.experiment.combiner, self.experiment.splits.validation
-        if isinstance(combiner, FittableCombiner):
-            ensemble = ensemble.fit_combiner(combiner, rows, calibrate=self.experiment.calibrate)
-        elif self.experiment.calibrate and self.experiment.splits.schema.task == "classification":
-            ensemble = ensemble.calibrate(rows)
-        ensemble.to("cpu")
-        return Result(ensemble, state, stopped)
+        return finish_run(
+            self.experiment,
+            self._pool,
+            state,
+            efficiency={w: own.efficiency for w, own in self._backend.worker_states().items()},
+            stopped=stopped,
+            tell=self._tell.on_event,
+        )

@@ -34,6 +34,7 @@ from hqde.ensemble import Combiner, FittableCombiner, MeanCombiner
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.models import ModelSpec
 from hqde.rounds.privacy import Privacy, check_privacy
+from hqde.rounds.snapshots import Snapshots
 from hqde.rounds.supervision import FaultPolicy
 from hqde.seeding import generator, seeded
 from hqde.topology import RoundPlan, Topology, branch_epoch, plan_rounds
@@ -103,6 +104,7 @@ class Experiment:
         evaluate_every: epochs between two looks at the validation split.
         combiner: how member predictions become one; one that learns is fitted on the validation split at the
             end, and must not be fitted yet.
+        snapshots: members beside the groups' last weights.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation split at the end.
         seed: of every random stream.
@@ -131,6 +133,7 @@ class Experiment:
     early_stopping: int = 0
     evaluate_every: int = 1
     combiner: Combiner = MeanCombiner()
+    snapshots: Snapshots = Snapshots()
     drop_outliers: bool = False
     calibrate: bool = True
     seed: int = 0
@@ -189,6 +192,7 @@ class Experiment:
                 raise ConfigError(f"settings are given for group {group}, but groups are 0 to {count - 1}")
         branch_epoch(self.topology, self.epochs)
         self._check_noise()
+        self.snapshots.check(self.epochs, branches=self.topology.branch_at is not None)
         self.topology.num_trunk_workers(self.num_workers)
         if self.topology.mixes_groups and any(
             settings.model is not None for settings in self.groups.values()

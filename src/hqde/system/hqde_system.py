@@ -30,6 +30,7 @@ from hqde.rounds import (
     Privacy,
     RoundLog,
     RunDirectory,
+    Snapshots,
     final_metrics,
     train_run,
 )
@@ -54,8 +55,7 @@ class HQDESystem:
         model_kwargs: further constructor arguments; JSON values, because they are saved.
         num_workers: training replicas.
         quantization_config: any of ``base_bits``, ``min_bits``, ``max_bits``: send deltas and weights packed.
-        aggregation_config: any of ``server_optimizer``, ``learning_rate``, ``momentum`` (of the server
-            optimizer) and ``buffers``; see ``hqde.system.settings.read_aggregation``.
+        aggregation_config: server optimizer and buffers; see ``hqde.system.settings.read_aggregation``.
         topology: who is averaged with whom; by default every worker becomes a member of the ensemble.
         recipe: how workers train; by default ``Recipe()`` with the batch size of the training ``DataLoader``.
         diversity: how workers differ.
@@ -71,6 +71,7 @@ class HQDESystem:
         evaluate_every: epochs between two looks at the validation rows.
         combiner: how member predictions become one, or its name; ``"auto"`` is what validation rows speak
             for.
+        snapshots: members beside the groups' last weights, ``Snapshots(count=3, join=True)``.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation rows at the end.
         task: ``"classification"`` or ``"regression"``.
@@ -122,6 +123,7 @@ class HQDESystem:
         early_stopping: int = 0,
         evaluate_every: int = 1,
         combiner: Combiner | str = "auto",
+        snapshots: Snapshots = Snapshots(),
         drop_outliers: bool = False,
         calibrate: bool = True,
         task: Task = "classification",
@@ -169,6 +171,7 @@ class HQDESystem:
             "early_stopping": early_stopping,
             "evaluate_every": evaluate_every,
             "combiner": known_combiner(combiner),
+            "snapshots": snapshots,
             "drop_outliers": drop_outliers,
             "calibrate": calibrate,
             "seed": seed,
@@ -325,9 +328,8 @@ class HQDESystem:
         """What the last training cost.
 
         Returns:
-            ``backend``, ``workers``, ``groups``, ``train`` (``wall_s``, ``worker_samples``,
-            ``worker_samples_per_s``, ``peak_rss_bytes``, …), ``communication`` (``rounds``, ``sent_bytes``,
-            ``dense_bytes``, ``ratio``) and ``faults``.
+            ``backend``, ``workers``, ``groups``, ``train``, ``communication`` and ``faults`` of
+            ``metrics.json``.
 
         Raises:
             PreconditionError: nothing was trained here.
@@ -337,10 +339,8 @@ class HQDESystem:
         return {key: self._metrics[key] for key in _COST_KEYS}
 
     def cleanup(self) -> None:
-        """Forget the figures of the last training; the ensemble stays. May be called twice.
-
-        Workers need no cleaning up: a training lets go of them when it ends, however it ends.
-        """
+        """Forget the figures of the last training; the ensemble stays, workers are gone. May be called "
+        "twice."""
         self._metrics = None
 
     def _experiment(self, splits: Splits, recipe: Recipe, num_epochs: int) -> Experiment:
