@@ -22,12 +22,14 @@ from hqde.quantum.noise import (
 from hqde.quantum.qubo import Budget, selection_bqm, selection_cqm, subset_energy
 from hqde.quantum.selection import SAMPLERS, Selection, caruana, choose_members
 from hqde.quantum.superposition import confidence_weights, fit_coherence, superpose
+from hqde.quantum.tunnelling import Tunnelling
 
 __all__ = [
     "RDP_ORDERS",
     "SAMPLERS",
     "Budget",
     "Selection",
+    "Tunnelling",
     "annealed_sets",
     "caruana",
     "choose_members",

@@ -339,8 +339,7 @@ class HQDESystem:
         return {key: self._metrics[key] for key in _COST_KEYS}
 
     def cleanup(self) -> None:
-        """Forget the figures of the last training; the ensemble stays, workers are gone. May be called "
-        "twice."""
+        """Forget the figures of the last training; the ensemble stays. May be called twice."""
         self._metrics = None
 
     def _experiment(self, splits: Splits, recipe: Recipe, num_epochs: int) -> Experiment:
