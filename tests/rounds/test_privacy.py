@@ -218,14 +218,3 @@ def test_without_opacus_a_private_run_does_not_begin(monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install 'hqde\[privacy\]'"):
         run(private(delta=1e-4, noise_multiplier=0.123))
     assert Privacy().epsilon(5) is None
-
-
-@pytest.mark.ray
-def test_a_release_on_ray_has_the_bits_of_one_process(on_ray):
-    from hqde.backends import RaySettings
-    from hqde.backends.on_ray import RayBackend
-
-    experiment = private(epochs=2)
-    expected, _ = run(experiment)
-    found, _ = run(experiment, RayBackend(RaySettings(plan="sharded", num_shards=2), threads=1))
-    assert torch.equal(vectors(found)[0], vectors(expected)[0])
