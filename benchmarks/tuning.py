@@ -3,8 +3,8 @@
     python benchmarks/tuning.py [--seeds 20] [--digits-seeds 5] [--trials 40]
 
 Three functions whose least value is known, and a network on the digits, whose rate, batch size, weight
-decay and dropout are searched with trials as groups of one run. A cell is the best value found, mean and median
-over the seeds; the last column counts in how many seeds each was the best of the three.
+decay and dropout are searched with trials as groups of one run. A cell is the best value found, mean and
+median over the seeds; the last column counts in how many seeds each was the best of the three.
 """
 
 from __future__ import annotations

@@ -169,6 +169,15 @@ def test_workers_take_part_as_often_as_is_said():
     assert result.state.totals.skipped == 0
 
 
+def test_rows_stay_with_their_worker_when_another_is_gone():
+    experiment = private()
+    everybody, there = experiment.shards(1), experiment.shards(1, present=frozenset({0, 2}))
+    assert sorted(there) == [0, 2]
+    assert all(torch.equal(there[worker], everybody[worker]) for worker in there)
+    plain = replace(experiment, privacy=Privacy()).shards(1, present=frozenset({0, 2}))
+    assert not torch.equal(plain[0], everybody[0])
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

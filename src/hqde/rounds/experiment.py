@@ -194,9 +194,7 @@ class Experiment:
         self._check_noise()
         self.snapshots.check(self.epochs, branches=self.topology.branch_at is not None)
         self.topology.num_trunk_workers(self.num_workers)
-        if self.topology.mixes_groups and any(
-            settings.model is not None for settings in self.groups.values()
-        ):
+        if self.topology.mixes_groups and any(given.model is not None for given in self.groups.values()):
             raise ConfigError(
                 "groups of different architectures cannot be averaged with each other; drop branch_at, "
                 "global_every and elastic.global_pull, or use one model"
@@ -342,8 +340,10 @@ class Experiment:
         if self.balances:
             of_all = self.balancer.shares(self.num_workers, balance)[workers]
             shares = of_all / of_all.sum()
-        dealt = self.partitioner.assign(targets, len(workers), epoch=epoch, seed=self.seed, shares=shares)
-        shards = dict(zip(workers, dealt, strict=True))
+        # A private run's rows stay with their worker, whether it is there or not.
+        owners = range(self.active_workers(epoch)) if self.privacy.enabled else workers
+        dealt = self.partitioner.assign(targets, len(owners), epoch=epoch, seed=self.seed, shares=shares)
+        shards = {w: rows for w, rows in zip(owners, dealt, strict=True) if w in workers}
         for worker, shard in shards.items():
             own = self.settings_of(worker).bootstrap
             if self.diversity.bootstrap if own is None else own:

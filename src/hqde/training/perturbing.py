@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn  # noqa: F401 - nn in the example
+from torch import Tensor
 
 from hqde.quantum import decohered, langevin_gradient_std
 from hqde.seeding import generator
@@ -41,7 +41,7 @@ def perturbed(
         seed: the run's.
 
     Example:
-        >>> layout = Layout.of(nn.Linear(1, 2))
+        >>> layout = Layout.of(torch.nn.Linear(1, 2))
         >>> start = Weights(torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.zeros(0, dtype=torch.int64))
         >>> def moved(cosine):
         ...     return perturbed(

@@ -110,8 +110,7 @@ class Recipe:
         if self.cycles < 1 or (self.cycles > 1 and self.schedule != "cosine"):
             raise ConfigError(
                 f"cycles must be at least 1, and 1 with another schedule than 'cosine', got {self.cycles} "
-                "with "
-                f"'{self.schedule}'"
+                f"with '{self.schedule}'"
             )
         for name in ("temperature", "decoherence"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -123,8 +122,7 @@ class Recipe:
             have = "sgd with nesterov" if looks_ahead else self.optimizer
             raise ConfigError(
                 f"temperature={self.temperature:g} makes a sampler of plain SGD or heavy-ball momentum, "
-                "not of "
-                f"{have}; set optimizer = 'sgd' and nesterov = false"
+                f"not of {have}; set optimizer = 'sgd' and nesterov = false"
             )
 
 
