@@ -27,7 +27,7 @@ from hqde.drills import BadWorkers
 from hqde.errors import ConfigError, PreconditionError
 from hqde.rounds import Engine
 from hqde.testing import small_experiment
-from hqde.topology import Topology
+from hqde.topology import Elastic, Topology
 
 pytestmark = pytest.mark.ray
 
@@ -98,8 +98,9 @@ def test_robust_rules_under_attack_are_sharded_to_the_same_bits(rule, policy, on
         Topology.independent(),
         Topology(groups=2, global_every=1),
         Topology(branch_at=0.5, trunk_workers=1),
+        Topology(groups=2, elastic=Elastic(group_pull=0.2, global_pull_end=0.5)),
     ],
-    ids=["independent", "global", "branching"],
+    ids=["independent", "global", "branching", "elastic"],
 )
 def test_every_topology_gives_the_bits_of_the_local_backend(topology, on_ray, runs):
     from hqde.backends.on_ray import RayBackend

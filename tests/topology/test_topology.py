@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hqde.errors import ConfigError
-from hqde.topology import Topology
+from hqde.topology import Elastic, Topology
 
 
 @given(groups=st.integers(1, 12), size=st.integers(1, 6))
@@ -88,3 +88,5 @@ def test_values_out_of_range_are_refused(settings, sentence):
 def test_the_repr_rebuilds_the_topology():
     topology = Topology(groups=2, branch_at=0.25, trunk_workers=1, global_every=3, global_until=0.5, every=7)
     assert eval(repr(topology)) == topology
+    elastic = Topology(groups=2, elastic=Elastic(group_pull=0.25))
+    assert eval(repr(elastic)) == elastic

@@ -23,12 +23,14 @@ from hqde.aggregation.centered_clipping import CenteredClipping
 from hqde.aggregation.clipping import AdaptiveRobustClipping, Clipping
 from hqde.aggregation.combination import Combination, Combined, combine, step_columns
 from hqde.aggregation.coordinate import CoordinateMedian, MeanAroundMedian, TrimmedMean
+from hqde.aggregation.coupling import pulled
 from hqde.aggregation.geometric_median import GeometricMedian
 from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, merge_parts
 from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
 from hqde.aggregation.mixing import Bucketing, Composed, Mixing, MixingChain, NearestNeighbourMixing
 from hqde.aggregation.outliers import OutlierScores, agreement, outlier_scores
 from hqde.aggregation.policy import AggregationPolicy, Breach
+from hqde.aggregation.privacy import FixedWeights, GaussianMechanism
 from hqde.aggregation.registry import MIXINGS, RULES, FractionalRule, make_rule, rule_of
 from hqde.aggregation.reliability import Reliability, ReliabilityState
 from hqde.aggregation.remembering import Remembering, Use
@@ -85,7 +87,9 @@ __all__ = [
     "Decision",
     "Delta",
     "FedAvg",
+    "FixedWeights",
     "FractionalRule",
+    "GaussianMechanism",
     "GaussianNoise",
     "GeometricMedian",
     "GramParts",
@@ -142,6 +146,7 @@ __all__ = [
     "num_byzantine_of",
     "optimal",
     "outlier_scores",
+    "pulled",
     "rule_of",
     "shares_of",
     "step_columns",

@@ -18,6 +18,7 @@ from hqde.cli.report import report
 from hqde.cli.select import select
 from hqde.cli.top import top
 from hqde.cli.train import train
+from hqde.cli.tune import tune
 from hqde.errors import HqdeError, NonFiniteError, QuorumError, WorkerError
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, select, compress, report, top, drill, doctor):
+for command in (train, evaluate, predict, select, compress, tune, report, top, drill, doctor):
     app.command()(command)
 
 

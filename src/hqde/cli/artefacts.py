@@ -56,6 +56,22 @@ def open_ensemble(path: Path, *, low_memory: bool = False) -> Ensemble:
     return Ensemble.load(artefact_of(path), low_memory=low_memory)
 
 
+def open_pool(path: Path, *, whole: bool) -> Ensemble:
+    """The members to choose from: a run's pool, with its snapshots, where it has one, else its ensemble.
+
+    Args:
+        path: a run or an artefact directory.
+        whole: take the pool; else the ensemble in any case.
+
+    Raises:
+        ArtefactError: there is none, or it is damaged.
+    """
+    run = RunDirectory(path)
+    if whole and run.config_file.is_file() and run.pool.exists():
+        return Ensemble.load(run.pool)
+    return open_ensemble(path)
+
+
 def target_for(data: str, ensemble: Ensemble, target: str | None) -> str | None:
     """The target column of a table: the one asked for, else the one the ensemble was trained on."""
     if target is not None or Path(data).suffix.lower() not in (".csv", ".parquet") or ":" in data:

@@ -28,6 +28,8 @@ EXTRAS = {
     "top": (("textual",), "the live screen of hqde top"),
     "tracking": (("tensorboard",), "the exporter tensorboard"),
     "mlflow": (("mlflow-skinny",), "the exporter mlflow"),
+    "privacy": (("opacus",), "the account of [privacy]"),
+    "tune": (("optuna",), "hqde tune"),
 }
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_OPEN_FILES = 4096

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from hqde.cli.artefacts import open_ensemble, rows_for, validation_rows
+from hqde.cli.artefacts import open_pool, rows_for, validation_rows
 from hqde.cli.console import Format, FormatOption, out, print_json
 from hqde.data import Examples
 from hqde.ensemble import Ensemble, SelectedMembers, select_members
@@ -46,6 +46,10 @@ def select(
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Directory to save the selected members to, as an artefact.")
     ] = None,
+    pool: Annotated[
+        bool,
+        typer.Option("--pool/--no-pool", help="Whether a run's snapshots may be chosen, where it has some."),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of the division of --data, and of the annealers.")] = 0,
     format_: FormatOption = Format.text,
 ) -> None:
@@ -56,7 +60,7 @@ def select(
     if out_dir is not None and out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ConfigError(f"{out_dir} exists and is not empty; choose another directory with --out")
     most = None if max_bytes is None else parse_bytes(max_bytes)
-    ensemble = open_ensemble(path)
+    ensemble = open_pool(path, whole=pool)
     selecting, judging = _rows(path, ensemble, data, target)
     found = select_members(
         ensemble,

@@ -169,6 +169,14 @@ def _summary(directory: RunDirectory, metrics: dict[str, Any]) -> None:
         f"{cost['worker_samples_per_s']:,.0f} worker-samples/s",
         soft_wrap=True,
     )
+    if privacy := metrics["privacy"]:
+        out.print(
+            f"privacy: ε {privacy['epsilon']:.4g} at δ {privacy['delta']:g} after {privacy['rounds']} "
+            f"round(s), for {privacy['unit']}",
+            soft_wrap=True,
+        )
+        if not privacy["secret_noise"]:
+            out.print("the noise has a key: whoever knows it can take the noise out again", soft_wrap=True)
     faults = {name: count for name, count in metrics["faults"].items() if count and name != "resumes"}
     if faults:
         listed = ", ".join(f"{count} {name}" for name, count in faults.items())

@@ -47,7 +47,7 @@ def resolve(config: Config, splits: Splits) -> Config:
     if ensemble.combiner == "auto":
         combiner = default_combiner(
             splits.schema.task,
-            num_members=config.topology.num_groups(run.workers),
+            num_members=config.topology.num_groups(run.workers) * (1 + ensemble.snapshots.num_joined),
             num_validation_rows=len(splits.validation),
             calibrate=ensemble.calibrate,
         )
@@ -91,9 +91,11 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         buffers=server.buffers,
         groups={int(name): _group(config, recipe, splits, group) for name, group in config.group.items()},
         faults=config.faults,
+        privacy=config.privacy,
         early_stopping=run.early_stopping,
         evaluate_every=run.evaluate_every,
         combiner=make_combiner(config.ensemble.combiner),
+        snapshots=config.ensemble.snapshots,
         drop_outliers=config.ensemble.drop_outliers,
         calibrate=config.ensemble.calibrate,
         seed=run.seed,

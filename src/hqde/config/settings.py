@@ -19,7 +19,7 @@ from hqde.compression import Compression, EntropyCodec, PackedCodec, make_codec
 from hqde.data import Augmentation
 from hqde.errors import ConfigError
 from hqde.monitoring import Monitoring
-from hqde.rounds import FaultPolicy
+from hqde.rounds import FaultPolicy, Privacy, Snapshots
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe
 
@@ -196,11 +196,13 @@ class EnsembleSettings:
             end. ``auto`` takes ``mean``, ``stacking`` or ``entanglement``, whichever those rows speak for.
         drop_outliers: leave members out whose loss on validation rows stands out.
         calibrate: fit a temperature on the validation split.
+        snapshots: members beside the groups' last weights.
     """
 
     combiner: str = "auto"
     drop_outliers: bool = False
     calibrate: bool = True
+    snapshots: Snapshots = Snapshots()
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ class Config:
     ensemble: EnsembleSettings = EnsembleSettings()
     run: RunSettings = RunSettings()
     faults: FaultPolicy = FaultPolicy()
+    privacy: Privacy = Privacy()
     ray: RaySettings = RaySettings()
     monitoring: Monitoring = field(default_factory=Monitoring)
     group: dict[str, GroupConfig] = field(default_factory=dict)

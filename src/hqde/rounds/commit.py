@@ -23,6 +23,7 @@ from hqde.aggregation import (
     Update,
     admit,
     norm_of,
+    pulled,
     rule_of,
     shares_of,
 )
@@ -162,6 +163,31 @@ def average_groups(commits: Sequence[Commit]) -> Weights:
     mean = Mean()(rows, shares_of(samples)).value
     integers = torch.stack([commit.weights.integers for commit in commits]).amax(dim=0)
     return Weights(centre + mean, integers)
+
+
+def couple_groups(commits: Sequence[Commit], pull: float) -> list[Commit]:
+    """Draw every group's weights to the average of all: ``x_g ← x_g + pull · (average − x_g)``.
+
+    Args:
+        commits: of all groups, of one architecture.
+        pull: from 0 to 1, where all groups end with the average.
+
+    Example:
+        >>> none = torch.zeros(0, dtype=torch.int64)
+        >>> ends = [Commit(Weights(torch.tensor([x]), none), {}, 8, ()) for x in (0.0, 4.0)]
+        >>> [float(commit.weights.vector) for commit in couple_groups(ends, 0.5)]
+        [1.0, 3.0]
+    """
+    common = average_groups(commits)
+    if pull == 1.0:
+        return [replace(commit, weights=common) for commit in commits]
+    return [
+        replace(
+            commit,
+            weights=replace(commit.weights, vector=pulled(commit.weights.vector, common.vector, pull)),
+        )
+        for commit in commits
+    ]
 
 
 def _screen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,14 +14,17 @@ from hqde.aggregation import ReliabilityState, Update
 from hqde.backends import Backend, Failure, Outcome
 from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
-from hqde.ensemble import Ensemble, FittableCombiner
 from hqde.errors import CheckpointError, QuorumError, WorkerError
 from hqde.rounds.clock import PhaseClock
-from hqde.rounds.commit import Commit, Memory, average_groups, commit_group
+from hqde.rounds.commit import Commit, Memory, commit_group, couple_groups
+from hqde.rounds.entangling import entangled_perturbations
 from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, phase_report
 from hqde.rounds.experiment import Experiment
+from hqde.rounds.finishing import Result, finish_run
 from hqde.rounds.members import MemberPool
+from hqde.rounds.privacy import with_privacy
 from hqde.rounds.records import worker_records
+from hqde.rounds.snapshots import keep_snapshot
 from hqde.rounds.state import RunState, pack_state, unpack_state
 from hqde.rounds.stopping import keep_best, reason_to_stop
 from hqde.rounds.supervision import RoundSupervisor
@@ -32,21 +35,6 @@ from hqde.weights import Weights
 
 # A run in which nobody can be used this often in a row is not going to recover by itself.
 MAX_BARREN_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ends with.
-
-    Attributes:
-        ensemble: the members, calibrated if asked for.
-        state: the engine's last state, with the totals.
-        stopped_early: the epoch that was kept, when early stopping ended the run.
-    """
-
-    ensemble: Ensemble
-    state: RunState
-    stopped_early: int | None
 
 
 class Engine:
@@ -72,7 +60,7 @@ class Engine:
         provenance: dict[str, object] | None = None,
     ) -> None:
         self.experiment = experiment
-        self._backend = backend
+        self._backend = backend = with_privacy(backend, experiment.privacy, group_size=experiment.group_size)
         self._tell: Listener = listener or Listeners()
         self._tell_phase = phase_report(self._tell)
         self._store = store
@@ -152,6 +140,7 @@ class Engine:
         final = self.experiment.topology.groups_of(self.experiment.num_workers)
         if validation is not None and self.experiment.early_stopping and plan.groups == final:
             state = keep_best(state, plan, validation)
+        state = keep_snapshot(self.experiment.snapshots, self.experiment.epochs, state, plan)
         # The checkpoint of the round before: a record is told before its own is saved.
         phases = {"checkpoint": self._checkpoint_s} | clock.stop()
         wall_s = self._checkpoint_s + clock.elapsed_s
@@ -174,6 +163,9 @@ class Engine:
             validation=validation,
             sent_bytes=sent,
             dense_bytes=dense,
+            group_pull=plan.group_pull,
+            global_pull=plan.global_pull if plan.scope == "global" else None,
+            epsilon=self.experiment.privacy.epsilon(plan.index),
         )
         return state, record
 
@@ -191,6 +183,7 @@ class Engine:
             shards = self.experiment.shards(plan.epoch, state.balance, present=present)
             self._shards = (plan.epoch, present, shards)
         shards = self._shards[2]
+        perturbations = entangled_perturbations(self.experiment, plan, shards)
         return [
             Order(
                 worker_id=worker,
@@ -206,6 +199,8 @@ class Engine:
                 progress=plan.progress,
                 uplink=self._traffic.uplink(plan, group, fresh=regrouped),
                 downlink=state.downlinks.get(worker),
+                pull=plan.group_pull,
+                perturbation=perturbations.get(worker),
             )
             for group in plan.groups
             for worker in group
@@ -247,8 +242,7 @@ class Engine:
             for index, group in enumerate(plan.groups)
         ]
         if plan.scope == "global":
-            common = average_groups(commits)
-            commits = [replace(commit, weights=common) for commit in commits]
+            commits = couple_groups(commits, plan.global_pull)
         return commits
 
     def _account(
@@ -328,16 +322,13 @@ class Engine:
     # -- start and end -----------------------------------------------------------------------------------
 
     def _initial(self, plan: RoundPlan) -> RunState:
-        groups = plan.groups
-        of_final_group = [self.experiment.group_of(group[0]) for group in groups]
-        committed = tuple(self.experiment.initial_weights(group) for group in of_final_group)
+        experiment, groups = self.experiment, plan.groups
+        committed = tuple(experiment.initial_weights(experiment.group_of(group[0])) for group in groups)
         state = RunState(0, groups, committed, self._server_states(groups, committed))
-        state = self._traffic.begin(plan, state)
-        if self.experiment.policy.reliability is None:
+        state, reliability = self._traffic.begin(plan, state), experiment.policy.reliability
+        if reliability is None:
             return state
-        return replace(
-            state, reliability=self.experiment.policy.reliability.init(self.experiment.num_workers)
-        )
+        return replace(state, reliability=reliability.init(experiment.num_workers))
 
     def _server_states(self, groups: Groups, committed: Sequence[Weights]) -> tuple[dict[str, Tensor], ...]:
         return tuple(
@@ -377,20 +368,11 @@ class Engine:
         return state
 
     def _finish(self, state: RunState, stopped: int | None) -> Result:
-        groups, committed = state.groups, state.committed
-        if state.best is not None:
-            committed = state.best.committed
-        states = self._backend.worker_states()
-        ensemble = self._pool.ensemble(groups, committed, {w: s.efficiency for w, s in states.items()})
-        if self.experiment.drop_outliers:
-            kept, dropped = self._pool.sound_members(groups, committed)
-            ensemble = ensemble.select(kept)
-            for reason in dropped:
-                self._tell.on_event(Event("dropped", state.round_index, None, reason))
-        combiner, rows = self.experiment.combiner, self.experiment.splits.validation
-        if isinstance(combiner, FittableCombiner):
-            ensemble = ensemble.fit_combiner(combiner, rows, calibrate=self.experiment.calibrate)
-        elif self.experiment.calibrate and self.experiment.splits.schema.task == "classification":
-            ensemble = ensemble.calibrate(rows)
-        ensemble.to("cpu")
-        return Result(ensemble, state, stopped)
+        return finish_run(
+            self.experiment,
+            self._pool,
+            state,
+            efficiency={w: own.efficiency for w, own in self._backend.worker_states().items()},
+            stopped=stopped,
+            tell=self._tell.on_event,
+        )

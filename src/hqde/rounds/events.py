@@ -79,7 +79,12 @@ class Validation:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round, as it goes to the history: times in seconds, sizes in bytes."""
+    """One round, as it goes to the history: times in seconds, sizes in bytes.
+
+    ``group_pull`` is how far workers were drawn to their group when it began, ``global_pull`` how far groups
+    were drawn to each other when it ended; ``None`` where they were not. ``epsilon`` is the privacy spent so
+    far, ``None`` where none is promised.
+    """
 
     round: int
     epoch: int
@@ -92,6 +97,9 @@ class RoundRecord:
     validation: Validation | None
     sent_bytes: int
     dense_bytes: int
+    group_pull: float | None = None
+    global_pull: float | None = None
+    epsilon: float | None = None
 
     @property
     def learning_rate(self) -> float | None:

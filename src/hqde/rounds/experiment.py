@@ -33,6 +33,8 @@ from hqde.data import (
 from hqde.ensemble import Combiner, FittableCombiner, MeanCombiner
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.models import ModelSpec
+from hqde.rounds.privacy import Privacy, check_privacy
+from hqde.rounds.snapshots import Snapshots
 from hqde.rounds.supervision import FaultPolicy
 from hqde.seeding import generator, seeded
 from hqde.topology import RoundPlan, Topology, branch_epoch, plan_rounds
@@ -96,11 +98,13 @@ class Experiment:
             with its own (the member still gets the average).
         groups: overrides by group index.
         faults: what the run puts up with.
+        privacy: what the weights that groups release may tell of a worker.
         early_stopping: stop when the ensemble's validation loss has not improved for this many epochs, and
             keep the best; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation split.
         combiner: how member predictions become one; one that learns is fitted on the validation split at the
             end, and must not be fitted yet.
+        snapshots: members beside the groups' last weights.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation split at the end.
         seed: of every random stream.
@@ -125,9 +129,11 @@ class Experiment:
     buffers: Literal["average", "local"] = "average"
     groups: Mapping[int, GroupSettings] = field(default_factory=dict)
     faults: FaultPolicy = FaultPolicy()
+    privacy: Privacy = Privacy()
     early_stopping: int = 0
     evaluate_every: int = 1
     combiner: Combiner = MeanCombiner()
+    snapshots: Snapshots = Snapshots()
     drop_outliers: bool = False
     calibrate: bool = True
     seed: int = 0
@@ -185,12 +191,13 @@ class Experiment:
             if not 0 <= group < count:
                 raise ConfigError(f"settings are given for group {group}, but groups are 0 to {count - 1}")
         branch_epoch(self.topology, self.epochs)
+        self._check_noise()
+        self.snapshots.check(self.epochs, branches=self.topology.branch_at is not None)
         self.topology.num_trunk_workers(self.num_workers)
-        mixes = self.topology.branch_at is not None or self.topology.global_every > 0
-        if mixes and any(settings.model is not None for settings in self.groups.values()):
+        if self.topology.mixes_groups and any(given.model is not None for given in self.groups.values()):
             raise ConfigError(
-                "groups of different architectures cannot be averaged with each other; drop branch_at and "
-                "global_every, or use one model"
+                "groups of different architectures cannot be averaged with each other; drop branch_at, "
+                "global_every and elastic.global_pull, or use one model"
             )
         if self.augmentation.enabled and self.splits.schema.kind != "image":
             raise ConfigError(
@@ -206,10 +213,32 @@ class Experiment:
                 f"all groups need one loss so that members can be combined, got {sorted(losses)}"
             )
 
+    def _check_noise(self) -> None:
+        if self.diversity.entangled_noise and self.group_size < 2:
+            raise ConfigError(
+                f"entangled_noise={self.diversity.entangled_noise:g} cancels over the workers of a group, "
+                f"and each of {self.num_groups} groups has one; use fewer groups, or 0"
+            )
+        if self.privacy.enabled:
+            check_privacy(
+                self.privacy,
+                rule=self.rule,
+                policy=self.policy,
+                partitioner=self.partitioner,
+                num_workers=self.num_workers,
+                changes_groups=self.topology.branch_at is not None,
+                balances=self.balances,
+            )
+
     @property
     def num_groups(self) -> int:
         """Members at the end."""
         return self.topology.num_groups(self.num_workers)
+
+    @property
+    def group_size(self) -> int:
+        """Workers of each group at the end."""
+        return self.num_workers // self.num_groups
 
     def group_of(self, worker: int) -> int:
         """The group a worker ends in."""
@@ -254,6 +283,7 @@ class Experiment:
             warmup=recipe.warmup,
             restart_at=None if branch is None else (branch - 1) / self.epochs,
             restart_level=recipe.restart_level,
+            cycles=recipe.cycles,
         )
 
     def worker_specs(self) -> tuple[WorkerSpec, ...]:
@@ -310,8 +340,10 @@ class Experiment:
         if self.balances:
             of_all = self.balancer.shares(self.num_workers, balance)[workers]
             shares = of_all / of_all.sum()
-        dealt = self.partitioner.assign(targets, len(workers), epoch=epoch, seed=self.seed, shares=shares)
-        shards = dict(zip(workers, dealt, strict=True))
+        # A private run's rows stay with their worker, whether it is there or not.
+        owners = range(self.active_workers(epoch)) if self.privacy.enabled else workers
+        dealt = self.partitioner.assign(targets, len(owners), epoch=epoch, seed=self.seed, shares=shares)
+        shards = {w: rows for w, rows in zip(owners, dealt, strict=True) if w in workers}
         for worker, shard in shards.items():
             own = self.settings_of(worker).bootstrap
             if self.diversity.bootstrap if own is None else own:
@@ -356,11 +388,7 @@ class Experiment:
         Groups that are averaged with each other at some time start from the same weights: averaging
         differently initialised networks gives one that predicts at chance.
         """
-        shared = (
-            self.diversity.shared_init
-            or self.topology.branch_at is not None
-            or self.topology.global_every > 0
-        )
+        shared = self.diversity.shared_init or self.topology.mixes_groups
         with seeded(self.seed, "init", 0 if shared else group):
             model = self.model_of(group).build(dropout_rate=self.dropout_rate)
         return Layout.of(model).read(model)

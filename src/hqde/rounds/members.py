@@ -45,7 +45,9 @@ class MemberPool:
         members = []
         for index, (group, weights) in enumerate(zip(groups, committed, strict=True), start=first):
             model = self._model(index, group[0])
-            scores = [efficiency.get(worker, INITIAL_EFFICIENCY) for worker in group]
+            # Scores are made of training losses, of which a private run tells nothing.
+            told = {} if experiment.privacy.enabled else efficiency
+            scores = [told.get(worker, INITIAL_EFFICIENCY) for worker in group]
             self._models[index][1].write(weights, model)
             members.append(
                 Member(

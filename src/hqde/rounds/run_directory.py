@@ -19,7 +19,7 @@ class RunDirectory:
     """The files of one run; also a listener that appends rounds and events as they come.
 
     Layout: ``config.toml``, ``history.jsonl``, ``events.jsonl``, ``resources.jsonl``, ``metrics.json``,
-    ``evaluation.json``, ``checkpoints/``, ``artefact/``, ``report.html``.
+    ``evaluation.json``, ``checkpoints/``, ``artefact/``, ``pool/`` (with snapshots), ``report.html``.
 
     Args:
         path: the directory; nothing is written before ``create``.
@@ -35,6 +35,7 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.json"
         self.evaluation_file = self.path / "evaluation.json"
         self.artefact = self.path / "artefact"
+        self.pool = self.path / "pool"
         self.report_file = self.path / "report.html"
         self.store = CheckpointStore(self.path / "checkpoints")
 

@@ -35,6 +35,19 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """What the groups had committed after an epoch, kept as members.
+
+    Attributes:
+        epoch: when, counted from 1.
+        committed: the weights, by group.
+    """
+
+    epoch: int
+    committed: tuple[Weights, ...]
+
+
+@dataclass(frozen=True)
 class RunState:
     """Everything that decides how a run goes on.
 
@@ -53,6 +66,7 @@ class RunState:
         balance: what is known of the workers' speed.
         barren: rounds in a row without a single usable update.
         best: for early stopping.
+        snapshots: kept so far, the oldest first.
         totals: what adds up.
     """
 
@@ -70,6 +84,7 @@ class RunState:
     balance: BalanceState = BalanceState()
     barren: int = 0
     best: Best | None = None
+    snapshots: tuple[Snapshot, ...] = ()
     totals: Totals = field(default_factory=Totals)
 
     def committed_for(self, worker: int) -> Weights:
@@ -109,6 +124,10 @@ def pack_state(
         tensors["best"] = {}
         for index, weights in enumerate(state.best.committed):
             tensors["best"] |= _pack_weights(f"{index}", weights)
+    for place, snapshot in enumerate(state.snapshots):
+        tensors[f"snapshot-{place:03d}"] = {}
+        for index, weights in enumerate(snapshot.committed):
+            tensors[f"snapshot-{place:03d}"] |= _pack_weights(f"{index}", weights)
     for worker, own in workers.items():
         tensors[f"worker-{worker:03d}"] = own.tensors
     manifest = {
@@ -120,6 +139,7 @@ def pack_state(
         "balance": state.balance.to_dict(),
         "barren": state.barren,
         "best": None if state.best is None else {"loss": state.best.loss, "epoch": state.best.epoch},
+        "snapshots": [snapshot.epoch for snapshot in state.snapshots],
         "totals": asdict(state.totals),
         "efficiency": {str(worker): own.efficiency for worker, own in workers.items()},
     }
@@ -149,6 +169,12 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             count = len({name.partition(".")[0] for name in tensors["best"]})
             kept = tuple(_unpack_weights(str(i), tensors["best"]) for i in range(count))
             best = Best(best["loss"], best["epoch"], kept)
+        snapshots = tuple(
+            Snapshot(
+                epoch, tuple(_unpack_weights(str(i), tensors[name]) for i in range(len(tensors[name]) // 2))
+            )
+            for name, epoch in ((f"snapshot-{i:03d}", e) for i, e in enumerate(manifest.get("snapshots", [])))
+        )
         owed = {
             int(name.removesuffix(".owed")): value
             for name, value in tensors["groups"].items()
@@ -177,6 +203,7 @@ def unpack_state(bundle: Bundle) -> tuple[RunState, dict[int, WorkerState]]:
             balance=BalanceState.from_dict(manifest["balance"]),
             barren=manifest["barren"],
             best=best,
+            snapshots=snapshots,
             totals=Totals(**manifest["totals"]),
         )
     except (KeyError, TypeError) as error:

@@ -11,9 +11,10 @@ from torch import Tensor
 from hqde.backends import Backend, LocalBackend
 from hqde.ensemble import describe_evaluation
 from hqde.monitoring import Monitoring
-from hqde.rounds.engine import Engine, Result
+from hqde.rounds.engine import Engine
 from hqde.rounds.events import Event, Listener, Listeners
 from hqde.rounds.experiment import Experiment
+from hqde.rounds.finishing import Result
 from hqde.rounds.observing import RunObserver
 from hqde.rounds.run_directory import RunDirectory
 
@@ -88,6 +89,8 @@ def train_run(
             raise
         observer.on_phase(result.state.round_index, "finish")
         result.ensemble.save(directory.artefact)
+        if result.pool is not None:
+            result.pool.save(directory.pool)
         test = experiment.splits.test
         predictions = result.ensemble.predict_labelled(test)
         metrics = final_metrics(experiment, result, predictions, backend=backend.name) | observer.figures()
@@ -148,7 +151,9 @@ def final_metrics(
         "reliability": scores,
         "uses_server_data": policy.held_out is not None,
     }
+    privacy = experiment.privacy.figures(result.state.round_index, experiment.group_size)
     return metrics | {
+        "privacy": privacy,
         "backend": backend,
         "workers": experiment.num_workers,
         "groups": len(ensemble),

@@ -27,8 +27,10 @@ from hqde.rounds import (
     GroupSettings,
     Listener,
     Listeners,
+    Privacy,
     RoundLog,
     RunDirectory,
+    Snapshots,
     final_metrics,
     train_run,
 )
@@ -52,15 +54,12 @@ class HQDESystem:
             ``"resnet18"`` or ``"module:Class"``. The built-in models learn their shape from the data.
         model_kwargs: further constructor arguments; JSON values, because they are saved.
         num_workers: training replicas.
-        quantization_config: any of ``base_bits``, ``min_bits`` and ``max_bits``: send deltas and weights
-            packed; see ``hqde.system.settings.read_quantization``. ``None`` sends them as they are.
-        aggregation_config: any of ``server_optimizer``, ``learning_rate``, ``momentum`` (of the server
-            optimizer) and ``buffers``; see ``hqde.system.settings.read_aggregation``.
+        quantization_config: any of ``base_bits``, ``min_bits``, ``max_bits``: send deltas and weights packed.
+        aggregation_config: server optimizer and buffers; see ``hqde.system.settings.read_aggregation``.
         topology: who is averaged with whom; by default every worker becomes a member of the ensemble.
         recipe: how workers train; by default ``Recipe()`` with the batch size of the training ``DataLoader``.
         diversity: how workers differ.
-        dropout_rate: base rate for models that take one, spread over the workers; by default the one in
-            ``model_kwargs``, else 0.1.
+        dropout_rate: base rate, spread over the workers; by default that of ``model_kwargs``, else 0.1.
         partitioner: which rows each worker sees, as an object or by name.
         augmentation: of images while training.
         server: a server optimizer as an object, in place of the one in ``aggregation_config``.
@@ -70,8 +69,9 @@ class HQDESystem:
         groups: what single groups do differently, by their number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation rows.
-        combiner: how member predictions become one, as an object or by name; ``"auto"`` is the mean, or
-            what the validation rows speak for.
+        combiner: how member predictions become one, or its name; ``"auto"`` is what validation rows speak
+            for.
+        snapshots: members beside the groups' last weights, ``Snapshots(count=3, join=True)``.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation rows at the end.
         task: ``"classification"`` or ``"regression"``.
@@ -82,6 +82,7 @@ class HQDESystem:
         ray: the cluster, and what each worker takes of it.
         balancer: how many rows each worker gets: ``"round_robin"``, ``"least_loaded"``, ``"adaptive"``.
         faults: what a run puts up with.
+        privacy: what the released weights may tell of a worker: ``Privacy(clip_norm=1.0, …)``.
         threads: torch threads of each worker on Ray; 0 follows from its CPUs.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
 
@@ -122,6 +123,7 @@ class HQDESystem:
         early_stopping: int = 0,
         evaluate_every: int = 1,
         combiner: Combiner | str = "auto",
+        snapshots: Snapshots = Snapshots(),
         drop_outliers: bool = False,
         calibrate: bool = True,
         task: Task = "classification",
@@ -132,6 +134,7 @@ class HQDESystem:
         ray: RaySettings = RaySettings(),
         balancer: Balancer | str = RoundRobin(),
         faults: FaultPolicy = FaultPolicy(),
+        privacy: Privacy = Privacy(),
         threads: int = 0,
         device: str = "auto",
     ) -> None:
@@ -164,9 +167,11 @@ class HQDESystem:
             "groups": dict(groups or {}),
             "balancer": make_balancer(balancer) if isinstance(balancer, str) else balancer,
             "faults": faults,
+            "privacy": privacy,
             "early_stopping": early_stopping,
             "evaluate_every": evaluate_every,
             "combiner": known_combiner(combiner),
+            "snapshots": snapshots,
             "drop_outliers": drop_outliers,
             "calibrate": calibrate,
             "seed": seed,
@@ -323,9 +328,8 @@ class HQDESystem:
         """What the last training cost.
 
         Returns:
-            ``backend``, ``workers``, ``groups``, ``train`` (``wall_s``, ``worker_samples``,
-            ``worker_samples_per_s``, ``peak_rss_bytes``, …), ``communication`` (``rounds``, ``sent_bytes``,
-            ``dense_bytes``, ``ratio``) and ``faults``.
+            ``backend``, ``workers``, ``groups``, ``train``, ``communication`` and ``faults`` of
+            ``metrics.json``.
 
         Raises:
             PreconditionError: nothing was trained here.
@@ -335,10 +339,7 @@ class HQDESystem:
         return {key: self._metrics[key] for key in _COST_KEYS}
 
     def cleanup(self) -> None:
-        """Forget the figures of the last training; the ensemble stays. May be called twice.
-
-        Workers need no cleaning up: a training lets go of them when it ends, however it ends.
-        """
+        """Forget the figures of the last training; the ensemble stays. May be called twice."""
         self._metrics = None
 
     def _experiment(self, splits: Splits, recipe: Recipe, num_epochs: int) -> Experiment:

@@ -172,6 +172,7 @@ def describe(
             combiner=experiment.combiner.name,
             drop_outliers=experiment.drop_outliers,
             calibrate=experiment.calibrate,
+            snapshots=experiment.snapshots,
         ),
         run=RunSettings(
             workers=experiment.num_workers,
@@ -185,6 +186,7 @@ def describe(
             evaluate_every=experiment.evaluate_every,
         ),
         faults=experiment.faults,
+        privacy=experiment.privacy,
         ray=ray,
         group={
             str(number): GroupConfig(
@@ -228,7 +230,8 @@ def combiner_for(settings: Mapping[str, Any], splits: Splits) -> Combiner:
     known: Combiner | None = settings["combiner"]
     return known or default_combiner(
         splits.schema.task,
-        num_members=settings["topology"].num_groups(settings["num_workers"]),
+        num_members=settings["topology"].num_groups(settings["num_workers"])
+        * (1 + settings["snapshots"].num_joined),
         num_validation_rows=len(splits.validation),
         calibrate=settings["calibrate"],
     )

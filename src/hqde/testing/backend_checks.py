@@ -102,6 +102,31 @@ def check_states_continue(make: MakeBackend) -> None:
     _assert_same(actual, expected)
 
 
+def check_replicas_are_kept(make: MakeBackend) -> None:
+    """Workers with weights of their own are drawn to the start from there, also once they were put back."""
+    experiment = small_experiment()
+    first, second = ([replace(o, pull=0.25) for o in orders_of(experiment, r)] for r in (1, 2))
+    backend = _started(LocalBackend(), experiment)
+    list(backend.train(first))
+    expected = _updates(backend, second)
+    fresh = _started(make(), experiment)
+    list(fresh.train(first))
+    states = dict(fresh.worker_states())
+    _assert_same(_updates(fresh, second), expected)
+    fresh.close()
+    again = _started(make(), experiment)
+    again.load_worker_states(states, {order.worker_id: order.start for order in second})
+    actual = _updates(again, second)
+    again.close()
+    _assert_same(actual, expected)
+    forgetful = _started(LocalBackend(), experiment)
+    list(forgetful.train(orders_of(experiment, 1)))
+    other = _updates(forgetful, orders_of(experiment, 2))
+    pairs = [(a.delta, b.delta) for a, b in zip(other, expected, strict=True)]
+    same = [torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    assert not any(same), "orders with a pull gave what orders without one give"
+
+
 def check_a_failing_worker_is_a_value(make: MakeBackend) -> None:
     """An exception in one worker becomes a ``Failure``; the others finish."""
     experiment = small_experiment()
@@ -138,6 +163,7 @@ BACKEND_CHECKS: tuple[Callable[[MakeBackend], None], ...] = (
     check_order_of_orders_does_not_matter,
     check_one_outcome_per_order,
     check_states_continue,
+    check_replicas_are_kept,
     check_a_failing_worker_is_a_value,
     check_combines,
     check_closes_twice,

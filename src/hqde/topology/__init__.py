@@ -1,5 +1,6 @@
 """Who is averaged with whom, round by round, and how the averaging is spread over machines."""
 
+from hqde.topology.elastic import Elastic
 from hqde.topology.plans import (
     Cost,
     Links,
@@ -16,6 +17,7 @@ from hqde.topology.topology import Groups, Topology
 
 __all__ = [
     "Cost",
+    "Elastic",
     "Groups",
     "Links",
     "Plan",

@@ -23,10 +23,13 @@ class RoundPlan:
         num_batches: batches in the round; ``None`` means all that are left of the epoch.
         groups: who is averaged with whom.
         scope: ``"none"`` when every group has one worker, ``"group"``, or ``"global"`` when all groups are
-            averaged with each other after their own averaging.
+            averaged with each other, or drawn to their mean, after their own averaging.
         branches: the groups part at the start of this round.
         ends_epoch: the last round of its epoch.
         progress: fractions of the run at the round's start and end, for schedules.
+        group_pull: how far a worker is drawn from its own weights to the group's when the round begins;
+            ``None`` where workers have none of their own.
+        global_pull: how far groups are drawn to their mean when a round of scope ``"global"`` ends.
     """
 
     index: int
@@ -38,6 +41,8 @@ class RoundPlan:
     branches: bool
     ends_epoch: bool
     progress: tuple[float, float]
+    group_pull: float | None = None
+    global_pull: float = 1.0
 
 
 def branch_epoch(topology: Topology, epochs: int) -> int | None:
@@ -92,7 +97,7 @@ def plan_rounds(
         raise ConfigError(f"an epoch must have at least 1 batch, got {min(batches_per_epoch, trunk_batches)}")
     apart = topology.groups_of(num_workers)
     trunk: Groups = (tuple(range(topology.num_trunk_workers(num_workers))),)
-    branch = branch_epoch(topology, epochs)
+    branch, elastic = branch_epoch(topology, epochs), topology.elastic
     plans: list[RoundPlan] = []
     for epoch in range(1, epochs + 1):
         in_trunk = branch is not None and epoch < branch
@@ -103,6 +108,10 @@ def plan_rounds(
             last = part == per_epoch - 1
             first = (epoch - 1) * batches + part * step
             reach = epoch * batches if last else first + step
+            progress = (first / total, reach / total)
+            scope, global_pull = _scope(
+                topology, groups, epoch=epoch, epochs=epochs, end=progress[1], last=last
+            )
             plans.append(
                 RoundPlan(
                     index=len(plans) + 1,
@@ -110,17 +119,25 @@ def plan_rounds(
                     first_batch=part * step,
                     num_batches=None if last else step,
                     groups=groups,
-                    scope=_scope(topology, groups, epoch=epoch, epochs=epochs, ends_epoch=last),
+                    scope=scope,
                     branches=branch == epoch and part == 0,
                     ends_epoch=last,
-                    progress=(first / total, reach / total),
+                    progress=progress,
+                    group_pull=elastic.group_pull_at(progress[0]) if elastic.keeps_replicas else None,
+                    global_pull=global_pull,
                 )
             )
     return tuple(plans)
 
 
-def _scope(topology: Topology, groups: Groups, *, epoch: int, epochs: int, ends_epoch: bool) -> Scope:
-    due = topology.global_every and ends_epoch and epoch % topology.global_every == 0
+def _scope(
+    topology: Topology, groups: Groups, *, epoch: int, epochs: int, end: float, last: bool
+) -> tuple[Scope, float]:
+    """What is averaged when the round ends, and how far groups are drawn to their mean if it is all."""
+    due = topology.global_every and last and epoch % topology.global_every == 0
     if due and len(groups) > 1 and epoch <= topology.global_until * epochs:
-        return "global"
-    return "group" if any(len(group) > 1 for group in groups) else "none"
+        return "global", 1.0
+    pull = topology.elastic.global_pull_at(end)
+    if pull > 0.0 and len(groups) > 1:
+        return "global", pull
+    return ("group" if any(len(group) > 1 for group in groups) else "none"), 1.0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hqde.errors import ConfigError
+from hqde.topology.elastic import Elastic
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -30,9 +31,11 @@ class Topology:
             at the end.
         global_until: fraction of the run after which groups are left alone; must be below 1.
         every: ``"epoch"``, or the number of local steps between two synchronisations.
+        elastic: how strongly workers are drawn to their group, and groups to each other; by default averaged
+            and not at all.
 
     Raises:
-        ConfigError: a value is out of range, or one group is to branch.
+        ConfigError: a value is out of range, one group is to branch, or two settings contradict each other.
 
     Example:
         >>> Topology(groups=2).groups_of(4)
@@ -50,6 +53,7 @@ class Topology:
     global_every: int = 0
     global_until: float = 0.75
     every: Literal["epoch"] | int = "epoch"
+    elastic: Elastic = Elastic()
 
     def __post_init__(self) -> None:
         if self.groups is not None and self.groups < 1:
@@ -80,6 +84,7 @@ class Topology:
         steps = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
         if self.every != "epoch" and not steps:
             raise ConfigError(f"every must be 'epoch' or a number of steps of at least 1, got {self.every!r}")
+        self._check_elastic()
 
     @classmethod
     def independent(cls) -> Topology:
@@ -91,11 +96,16 @@ class Topology:
         """All workers in one group: one model, averaged every round (McMahan et al. 2017)."""
         return cls(groups=1)
 
+    @property
+    def mixes_groups(self) -> bool:
+        """Whether groups are averaged with each other, or drawn together, so that they need one start."""
+        return self.branch_at is not None or self.global_every > 0 or self.elastic.couples_groups
+
     def num_groups(self, num_workers: int) -> int:
         """Number of members at the end of a run with ``num_workers`` workers.
 
         Raises:
-            ConfigError: the groups do not divide the workers.
+            ConfigError: the groups do not divide the workers, or workers are to be drawn to a group of one.
         """
         if num_workers < 1:
             raise ConfigError(f"a run needs at least 1 worker, got {num_workers}")
@@ -105,6 +115,12 @@ class Topology:
             raise ConfigError(
                 f"{groups} groups do not divide {num_workers} workers evenly; use one of {divisors} groups "
                 f"or a multiple of {groups} workers"
+            )
+        if self.elastic.keeps_replicas and groups == num_workers:
+            raise ConfigError(
+                f"elastic.group_pull={self.elastic.group_pull:g} draws workers to their group's centre, and "
+                f"with {groups} groups of {num_workers} workers each is alone in its group; use fewer groups "
+                f"or elastic.global_pull, which draws groups to each other"
             )
         return groups
 
@@ -122,3 +138,21 @@ class Topology:
         """The groups at the end of the run, as tuples of worker ids."""
         size = num_workers // self.num_groups(num_workers)
         return tuple(tuple(range(start, start + size)) for start in range(0, num_workers, size))
+
+    def _check_elastic(self) -> None:
+        elastic = self.elastic
+        if (elastic.keeps_replicas or elastic.couples_groups) and self.branch_at is not None:
+            raise ConfigError(
+                f"branch_at={self.branch_at} parts all workers at once, elastic couplings by and by; "
+                f"use one of the two"
+            )
+        if elastic.couples_groups and self.global_every:
+            raise ConfigError(
+                f"global_every={self.global_every} averages groups in some epochs and elastic.global_pull "
+                f"draws them together after every round; use one of the two"
+            )
+        if elastic.couples_groups and self.groups == 1:
+            raise ConfigError(
+                "elastic.global_pull draws groups to each other and there is 1 group; use more groups, or "
+                "elastic.group_pull, which draws workers to their group"
+            )

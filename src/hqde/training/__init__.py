@@ -5,15 +5,25 @@ from hqde.training.diversity import Diversity
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
+from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
-from hqde.training.worker import Order, Worker, WorkerSpec, WorkerState, count_batches, epoch_batches
+from hqde.training.worker import (
+    Order,
+    Worker,
+    WorkerSpec,
+    WorkerState,
+    count_batches,
+    count_samples,
+    epoch_batches,
+)
 
 __all__ = [
     "INITIAL_EFFICIENCY",
     "Diversity",
     "Loss",
     "Order",
+    "Perturbation",
     "Precision",
     "Recipe",
     "Schedule",
@@ -22,9 +32,12 @@ __all__ = [
     "WorkerState",
     "check_outputs",
     "count_batches",
+    "count_samples",
     "epoch_batches",
     "example_losses",
+    "heat",
     "make_optimizer",
+    "perturbed",
     "resolve_device",
     "update_efficiency",
 ]

@@ -32,9 +32,16 @@ class Recipe:
         channels_last: images in NHWC memory order, faster for convolutions.
         loss: ``None`` takes cross-entropy for classes and MSE for numbers; ``"gaussian_nll"`` trains a model
             of two outputs, mean and log-variance.
+        cycles: how often a cosine begins anew, at full height (Zhang et al. 2020); 1 falls once.
+        temperature: T of Langevin dynamics: noise on every gradient, so that steps ``θ ← θ − η g`` draw from
+            the posterior at temperature T (1 is the posterior itself, with L2 as its prior) where the rate is
+            small. 0 is none. Of SGD without Nesterov's look-ahead; clipped gradients draw from something
+            else.
+        decoherence: rate at which T fades over the run, ``T · exp(−rate · progress)``.
+        heat_from: fraction of each cycle from which on there is noise.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or noise is asked of an optimizer that makes no sampler.
 
     Example:
         >>> Recipe(learning_rate=0.1, optimizer="sgd").momentum
@@ -55,6 +62,10 @@ class Recipe:
     precision: Precision = "fp32"
     channels_last: bool = True
     loss: Loss | None = None
+    cycles: int = 1
+    temperature: float = 0.0
+    decoherence: float = 0.0
+    heat_from: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -79,6 +90,7 @@ class Recipe:
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("precision", self.precision, ("fp32", "bf16-mixed", "fp16-mixed"))
         _one_of("loss", self.loss, (None, "cross_entropy", "mse", "gaussian_nll"))
+        self._check_heat()
 
     def loss_for(self, task: str) -> Loss:
         """The loss for a task, ``"classification"`` or ``"regression"``.
@@ -93,6 +105,25 @@ class Recipe:
                 f"loss '{self.loss}' does not fit a {task} task; leave it out or choose another"
             )
         return self.loss
+
+    def _check_heat(self) -> None:
+        if self.cycles < 1 or (self.cycles > 1 and self.schedule != "cosine"):
+            raise ConfigError(
+                f"cycles must be at least 1, and 1 with another schedule than 'cosine', got {self.cycles} "
+                f"with '{self.schedule}'"
+            )
+        for name in ("temperature", "decoherence"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must not be negative and be finite, got {getattr(self, name)}")
+        if not 0 <= self.heat_from < 1:
+            raise ConfigError(f"heat_from is a fraction of a cycle in [0, 1), got {self.heat_from}")
+        looks_ahead = self.optimizer == "sgd" and self.nesterov and self.momentum > 0
+        if self.temperature and (self.optimizer != "sgd" or looks_ahead):
+            have = "sgd with nesterov" if looks_ahead else self.optimizer
+            raise ConfigError(
+                f"temperature={self.temperature:g} makes a sampler of plain SGD or heavy-ball momentum, "
+                f"not of {have}; set optimizer = 'sgd' and nesterov = false"
+            )
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

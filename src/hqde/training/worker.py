@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from hqde.aggregation import Update, count_nonfinite
+from hqde.aggregation import Update, count_nonfinite, pulled
 from hqde.compression import Downlink, Packet, Uplink, encode_step
 from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
 from hqde.errors import PreconditionError
@@ -19,6 +20,7 @@ from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Recipe
 from hqde.training.schedule import Schedule
 from hqde.weights import Layout, Weights
@@ -70,6 +72,9 @@ class Order:
         uplink: how to encode the delta; ``None`` hands it in as it is.
         downlink: how a worker that still holds an earlier start makes ``start`` of it, for backends whose
             workers are elsewhere; ``None`` sends ``start`` itself.
+        pull: how far the worker is drawn to ``start`` from where its last round ended, in [0, 1]; it keeps
+            where this one ends. ``None`` begins at ``start``, and keeps nothing.
+        perturbation: moves where the round begins, together with those of the group; ``None`` does not.
     """
 
     worker_id: int
@@ -85,6 +90,8 @@ class Order:
     progress: tuple[float, float]
     uplink: Uplink | None = None
     downlink: Downlink | None = None
+    pull: float | None = None
+    perturbation: Perturbation | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ class WorkerState:
     """What a worker carries from round to round besides the committed weights.
 
     Attributes:
-        tensors: optimizer state, loss scaler, the worker's own buffers, and what error feedback owes.
+        tensors: optimizer state, loss scaler, the worker's own buffers, what error feedback owes, and the
+            worker's own weights where it has some.
         efficiency: its efficiency score.
     """
 
@@ -118,6 +126,7 @@ class Worker:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
         self._owed: Tensor | None = None  # of error feedback
+        self._replica: Tensor | None = None  # the weights that its last round ended with, where they count
         self._data_s = 0.0  # of the round that goes on
 
     def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
@@ -131,7 +140,7 @@ class Worker:
         spec = self.spec
         self._data_s = 0.0
         own_buffers = order.keep_buffers and not order.fresh_optimizer
-        self.layout.write(order.start, self._model, with_buffers=not own_buffers)
+        self.layout.write(self._beginning(order), self._model, with_buffers=not own_buffers)
         if order.fresh_optimizer:
             self._optimizer = make_optimizer(self._model, spec.recipe)
         batches = list(epoch_batches(order, seed=spec.seed, batch_size=spec.recipe.batch_size))
@@ -141,11 +150,20 @@ class Worker:
         self._model.train()
         with seeded(spec.seed, "worker", spec.worker_id, "round", order.round_index, device=self._device):
             draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
+            noise = generator(
+                spec.seed, "worker", spec.worker_id, "heat", order.round_index, device=self._device
+            )
+            warm = partial(
+                heat, list(self._model.parameters()), spec.recipe, num_rows=len(order.shard), draws=noise
+            )
             for step, index in enumerate(batches):
                 first, last = order.progress
                 # The middle of the step: no step at rate 0, and none before a restart at the rate after it.
-                rate = self._rate(first + (last - first) * (step + 0.5) / len(batches))
-                losses, outputs, targets = self._step(index, rate, draws)
+                progress = first + (last - first) * (step + 0.5) / len(batches)
+                rate = self._rate(progress)
+                losses, outputs, targets = self._step(
+                    index, rate, draws, partial(warm, rate=rate, progress=progress)
+                )
                 loss_sum = loss_sum + losses.sum()
                 step_losses.append(losses.mean())
                 if self._loss == "cross_entropy":
@@ -160,6 +178,8 @@ class Worker:
         encoding = time.perf_counter()
         delta, packet = self._encode(local.vector.sub_(order.start.vector), order)
         encode_s = time.perf_counter() - encoding
+        # As whoever decodes the delta sees it: so nothing that error feedback owes is counted twice.
+        self._replica = None if order.pull is None else order.start.vector + delta
         down = order.start.vector if order.downlink is None else order.downlink
         return Update(
             worker_id=spec.worker_id,
@@ -210,6 +230,8 @@ class Worker:
         tensors["integers"] = own.integers
         if self._owed is not None:
             tensors["owed"] = self._owed.clone()
+        if self._replica is not None:
+            tensors["replica"] = self._replica.clone()
         if self._scaler.is_enabled():
             scale = self._scaler.state_dict()
             tensors["scaler"] = torch.tensor([scale["scale"], scale["_growth_tracker"]], dtype=torch.float64)
@@ -232,6 +254,16 @@ class Worker:
             )
         self._efficiency = state.efficiency
         self._owed = state.tensors.get("owed")
+        self._replica = state.tensors.get("replica")
+
+    def _beginning(self, order: Order) -> Weights:
+        """Where the round begins: at its start, or between that and the worker's own weights; perturbed."""
+        begin, centre = order.start, order.start.vector
+        if order.pull is not None and self._replica is not None and not order.fresh_optimizer:
+            begin = Weights(pulled(self._replica, centre, order.pull), order.start.integers)
+        if order.perturbation is not None:
+            begin = perturbed(begin, self.layout, order.perturbation, centre=centre, seed=self.spec.seed)
+        return begin
 
     def _encode(self, delta: Tensor, order: Order) -> tuple[Tensor, Packet | None]:
         """The delta as whoever decodes it sees it, and the packet that travels."""
@@ -254,7 +286,9 @@ class Worker:
     def _rate(self, progress: float) -> float:
         return self.spec.recipe.learning_rate * self.spec.schedule.factor(progress)
 
-    def _step(self, index: Tensor, rate: float, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(
+        self, index: Tensor, rate: float, draws: torch.Generator, warm: Callable[[], None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         waiting = time.perf_counter()
         inputs, targets = self._batch(index, draws)
         self._data_s += time.perf_counter() - waiting
@@ -266,9 +300,12 @@ class Worker:
         recipe = self.spec.recipe
         losses = example_losses(outputs, targets, self._loss, label_smoothing=recipe.label_smoothing)
         self._scaler.scale(losses.mean()).backward()
-        if recipe.clip_norm:
+        if recipe.clip_norm or recipe.temperature:
             self._scaler.unscale_(self._optimizer)
+        if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm, foreach=True)
+        if recipe.temperature:
+            warm()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return losses.detach(), outputs.detach(), targets
@@ -312,6 +349,20 @@ def count_batches(num_examples: int, batch_size: int) -> int:
     """
     full, rest = divmod(num_examples, batch_size)
     return max(1, full + (rest > 1))
+
+
+def count_samples(
+    num_examples: int, batch_size: int, *, first_batch: int = 0, num_batches: int | None = None
+) -> int:
+    """Examples of a round over a shard, as ``epoch_batches`` cuts them.
+
+    >>> count_samples(257, 128), count_samples(258, 128), count_samples(300, 128, first_batch=2)
+    (256, 258, 44)
+    """
+    left_out = num_examples > batch_size > 1 and num_examples % batch_size == 1
+    whole = num_examples - left_out
+    last = whole if num_batches is None else min(whole, (first_batch + num_batches) * batch_size)
+    return max(0, last - first_batch * batch_size)
 
 
 def _to_device(inputs: Inputs, device: torch.device) -> Inputs:
