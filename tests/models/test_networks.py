@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from hqde.errors import ConfigError
-from hqde.models import BUILT_IN, CNN, MLP, NORMS, ResNet18
+from hqde.errors import ConfigError, PreconditionError
+from hqde.models import BUILT_IN, CNN, MLP, NORMS, Dropout, ResNet18, draw_dropout_from
 from hqde.models.normalization import group_count
 
 IMAGE_SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (2, 9, 17)]
@@ -196,3 +197,24 @@ def test_refusals(name, shape, settings, message):
 def test_the_number_of_outputs_is_checked(name, num_outputs):
     with pytest.raises(ConfigError, match="num_outputs must be a whole number"):
         BUILT_IN[name]((3, 8, 8), num_outputs)
+
+
+def test_dropout_draws_the_masks_of_torchs_own_from_its_generator():
+    inputs = torch.rand(64, 33)
+    layer = Dropout(0.3)
+    draw_dropout_from(torch.Generator().manual_seed(5), layer)
+    torch.manual_seed(5)
+    expected = torch.nn.functional.dropout(inputs, 0.3)
+    before = torch.get_rng_state()
+    assert torch.equal(layer(inputs), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(layer(inputs), expected)
+
+
+def test_dropout_refuses_to_draw_another_mask_in_the_backward_pass():
+    layer = Dropout(0.3)
+    inputs = torch.rand(4, 3, requires_grad=True)
+    checkpoint(layer, inputs, use_reentrant=False).sum().backward()  # the global generator's mask comes again
+    draw_dropout_from(torch.Generator().manual_seed(5), layer)
+    with pytest.raises(PreconditionError, match=r"take torch\.nn\.Dropout there"):
+        checkpoint(layer, inputs, use_reentrant=False).sum().backward()

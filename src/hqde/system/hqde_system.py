@@ -82,7 +82,7 @@ class HQDESystem:
         ray: the cluster, and what each worker takes of it.
         balancer: how many rows each worker gets: ``"round_robin"``, ``"least_loaded"``, ``"adaptive"``.
         faults: what a run puts up with.
-        threads: torch threads of each worker on Ray; 0 follows from its CPUs.
+        threads: torch threads of each worker; 0 follows from its share of the cores.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
 
     Raises:

@@ -7,6 +7,7 @@ from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
+from hqde.training.turns import Turns
 from hqde.training.worker import Order, Worker, WorkerSpec, WorkerState, count_batches, epoch_batches
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "Schedule",
+    "Turns",
     "Worker",
     "WorkerSpec",
     "WorkerState",

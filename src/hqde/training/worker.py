@@ -12,15 +12,16 @@ from torch import Tensor
 
 from hqde.aggregation import Update, count_nonfinite
 from hqde.compression import Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
-from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
+from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale, reads_side_by_side
 from hqde.errors import PreconditionError
-from hqde.models import ModelSpec, call_model
+from hqde.models import ModelSpec, call_model, draw_dropout_from
 from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from hqde.training.recipe import Recipe
 from hqde.training.schedule import Schedule
+from hqde.training.turns import Recomputation, Stream, Turns, own_stream
 from hqde.weights import Layout, Weights
 
 
@@ -120,14 +121,23 @@ class Worker:
         self._owed: Tensor | None = None  # of error feedback
         self._data_s = 0.0  # of the round that goes on
 
-    def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
+    def train_round(
+        self,
+        order: Order,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        turns: Turns | None = None,
+    ) -> Update:
         """Train one round and hand in the update.
 
         Args:
             order: what to do; ``order.worker_id`` must be this worker's.
             on_step: called with (batches done, batches in the round) after every step.
+            turns: of the workers that train beside this one, in threads of the same process; the bits are
+                those of a worker that is alone.
         """
-        began, began_cpu = time.perf_counter(), time.process_time()
+        processor = _processor_clock(alone=turns is None)
+        began, began_cpu = time.perf_counter(), None if processor is None else processor()
         spec = self.spec
         self._data_s = 0.0
         own_buffers = order.keep_buffers and not order.fresh_optimizer
@@ -139,13 +149,16 @@ class Worker:
         step_losses: list[Tensor] = []
         num_samples, rate = 0, self._rate(order.progress[0])
         self._model.train()
-        with seeded(spec.seed, "worker", spec.worker_id, "round", order.round_index, device=self._device):
+        path = ("worker", spec.worker_id, "round", order.round_index)
+        dropping = generator(spec.seed, *path, "dropout", device=self._device)
+        draw_dropout_from(dropping, self._model)
+        with own_stream(turns, spec.seed, *path, device=self._device) as stream:
             draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
             for step, index in enumerate(batches):
                 first, last = order.progress
                 # The middle of the step: no step at rate 0, and none before a restart at the rate after it.
                 rate = self._rate(first + (last - first) * (step + 0.5) / len(batches))
-                losses, outputs, targets = self._step(index, rate, draws)
+                losses, outputs, targets = self._step(index, rate, draws, stream, first=step == 0)
                 loss_sum = loss_sum + losses.sum()
                 step_losses.append(losses.mean())
                 if self._loss == "cross_entropy":
@@ -178,7 +191,7 @@ class Worker:
             received_bytes=order.start.integers.nbytes + down.nbytes,
             data_s=self._data_s,
             encode_s=encode_s,
-            cpu_s=time.process_time() - began_cpu,
+            cpu_s=None if processor is None or began_cpu is None else processor() - began_cpu,
         )
 
     def check(self, index: Tensor) -> None:
@@ -253,24 +266,38 @@ class Worker:
     def _rate(self, progress: float) -> float:
         return self.spec.recipe.learning_rate * self.spec.schedule.factor(progress)
 
-    def _step(self, index: Tensor, rate: float, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(
+        self, index: Tensor, rate: float, draws: torch.Generator, stream: Stream, *, first: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         waiting = time.perf_counter()
-        inputs, targets = self._batch(index, draws)
+        with stream.use("data", exclusive=not reads_side_by_side(self._examples)):
+            inputs, targets = self._batch(index, draws)
         self._data_s += time.perf_counter() - waiting
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with stream.use("forward"), self._autocast():
             outputs = call_model(self._model, inputs)
         recipe = self.spec.recipe
         losses = example_losses(outputs, targets, self._loss, label_smoothing=recipe.label_smoothing)
-        self._scaler.scale(losses.mean()).backward()
+        with stream.use("backward"):
+            self._backward(losses.mean(), stream, first=first)
         if recipe.clip_norm:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm, foreach=True)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return losses.detach(), outputs.detach(), targets
+
+    def _backward(self, loss: Tensor, stream: Stream, *, first: bool) -> None:
+        scaled = self._scaler.scale(loss)
+        if stream.alone or not first:
+            scaled.backward()
+            return
+        with Recomputation(self._model) as seen:
+            scaled.backward()
+        if seen.called:
+            stream.needs("backward")
 
     def _batch(self, index: Tensor, draws: torch.Generator | None) -> tuple[Inputs, Tensor]:
         spec = self.spec
@@ -311,6 +338,16 @@ def count_batches(num_examples: int, batch_size: int) -> int:
     """
     full, rest = divmod(num_examples, batch_size)
     return max(1, full + (rest > 1))
+
+
+def _processor_clock(*, alone: bool) -> Callable[[], float] | None:
+    """A clock of the processor time of a worker that is alone in its process, or beside others in threads.
+
+    ``None`` where it cannot be told: PyTorch's own threads do not say whom they work for.
+    """
+    if alone:
+        return time.process_time
+    return time.thread_time if torch.get_num_threads() == 1 else None
 
 
 def _to_device(inputs: Inputs, device: torch.device) -> Inputs:
