@@ -199,16 +199,26 @@ def test_the_number_of_outputs_is_checked(name, num_outputs):
         BUILT_IN[name]((3, 8, 8), num_outputs)
 
 
-def test_dropout_draws_the_masks_of_torchs_own_from_its_generator():
-    inputs = torch.rand(64, 33)
-    layer = Dropout(0.3)
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_scales_the_rest(rate, dtype):
+    layer = Dropout(rate)
     draw_dropout_from(torch.Generator().manual_seed(5), layer)
-    torch.manual_seed(5)
-    expected = torch.nn.functional.dropout(inputs, 0.3)
+    inputs = torch.ones(333, 301, dtype=dtype)
     before = torch.get_rng_state()
-    assert torch.equal(layer(inputs), expected)
+    found = layer(inputs)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(layer(inputs), expected)
+    taken = min(rate, 1 - 2**-16)
+    deviation = (rate * (1 - rate) / inputs.numel()) ** 0.5
+    assert float((found == 0).double().mean()) == pytest.approx(taken, abs=5 * deviation + 2**-16)
+    assert set(found.unique().tolist()) <= {
+        0.0,
+        float(torch.tensor(1 / (1 - round(taken * 2**16) / 2**16)).to(dtype)),
+    }
+    assert not torch.equal(layer(inputs), found)
+    rows, columns = (found == 0).double().mean(1), (found == 0).double().mean(0)
+    assert rows.var() == pytest.approx(rate * (1 - rate) / 301, rel=0.5, abs=1e-4)
+    assert columns.var() == pytest.approx(rate * (1 - rate) / 333, rel=0.5, abs=1e-4)
 
 
 def test_dropout_refuses_to_draw_another_mask_in_the_backward_pass():

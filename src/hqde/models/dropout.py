@@ -9,6 +9,8 @@ from torch.nn import functional
 from hqde.errors import PreconditionError
 from hqde.models.arguments import check_dropout_rate
 
+LEVELS = 2**16
+
 
 class Dropout(nn.Dropout):
     """``torch.nn.Dropout`` with a generator: in training, ``y = x · m / (1 - p)`` with m of Bernoulli(1 - p).
@@ -18,7 +20,8 @@ class Dropout(nn.Dropout):
     own (`draw_dropout_from`). It is one of PyTorch's kind, so that what looks for those finds it.
 
     Args:
-        rate: p in [0, 1), the chance that an element becomes 0.
+        rate: p in [0, 1), the chance that an element becomes 0; with a generator, the nearest multiple of
+            1/65536.
 
     Raises:
         ConfigError: the rate is out of range.
@@ -46,8 +49,13 @@ class Dropout(nn.Dropout):
                 "activation checkpointing calls hqde.models.Dropout again, which would draw another mask "
                 "than in the forward pass; take torch.nn.Dropout there"
             )
-        keep = 1.0 - self.p
-        return inputs * torch.empty_like(inputs).bernoulli_(keep, generator=self.generator).div_(keep)
+        dropped = min(LEVELS - 1, round(self.p * LEVELS))
+        # Four draws of 16 bits from each of 64: half the time of drawing one by one.
+        words = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64, device=inputs.device)
+        words.random_(-(2**63), None, generator=self.generator)
+        draws = words.view(torch.int16)[: inputs.numel()].view(inputs.shape)
+        kept = draws >= dropped - LEVELS // 2
+        return inputs * kept.to(inputs.dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 def draw_dropout_from(generator: torch.Generator, model: nn.Module) -> None:
