@@ -42,6 +42,10 @@ def make_backend(
         from hqde.backends.on_ray import RayBackend  # imported by those who ask for it alone
 
         return RayBackend(ray, threads=threads, balancer=balancer)
+    if name == "auto":
+        raise ConfigError(
+            "backend 'auto' is chosen by hqde train alone; ask hqde plan, and name what it says"
+        )
     raise ConfigError(f"unknown backend '{name}'; {did_you_mean(name, BACKENDS)}")
 
 

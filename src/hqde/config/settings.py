@@ -211,7 +211,7 @@ class RunSettings:
         workers: training replicas.
         epochs: passes of each worker over its shard.
         seed: of every random stream but the data splits.
-        backend: ``local``, or ``ray``.
+        backend: ``local``, ``ray``, or ``auto``: what a few steps show to be quickest.
         balance: how many rows each worker gets of a ``split`` or ``iid`` partition, and who predicts what:
             ``round_robin`` (equal), ``least_loaded`` or ``adaptive`` (by measured speed).
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …

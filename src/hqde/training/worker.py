@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +119,7 @@ class Worker:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
         self._owed: Tensor | None = None  # of error feedback
+        self.mark: Callable[[str], AbstractContextManager[object]] = _unmarked  # for who watches the steps
         self._data_s = 0.0  # of the round that goes on
 
     def train_round(
@@ -270,24 +271,28 @@ class Worker:
         self, index: Tensor, rate: float, draws: torch.Generator, stream: Stream, *, first: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         waiting = time.perf_counter()
-        with stream.use("data", exclusive=not reads_side_by_side(self._examples)):
+        with self.mark("data"), stream.use("data", exclusive=not reads_side_by_side(self._examples)):
             inputs, targets = self._batch(index, draws)
         self._data_s += time.perf_counter() - waiting
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        with stream.use("forward"), self._autocast():
+        with self.mark("forward"), stream.use("forward"), self._autocast():
             outputs = call_model(self._model, inputs)
         recipe = self.spec.recipe
         losses = example_losses(outputs, targets, self._loss, label_smoothing=recipe.label_smoothing)
-        with stream.use("backward"):
+        with self.mark("backward"), stream.use("backward"):
             self._backward(losses.mean(), stream, first=first)
+        with self.mark("optimizer"):
+            self._update(recipe)
+        return losses.detach(), outputs.detach(), targets
+
+    def _update(self, recipe: Recipe) -> None:
         if recipe.clip_norm:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm, foreach=True)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return losses.detach(), outputs.detach(), targets
 
     def _backward(self, loss: Tensor, stream: Stream, *, first: bool) -> None:
         scaled = self._scaler.scale(loss)
@@ -348,6 +353,10 @@ def _processor_clock(*, alone: bool) -> Callable[[], float] | None:
     if alone:
         return time.process_time
     return time.thread_time if torch.get_num_threads() == 1 else None
+
+
+def _unmarked(part: str) -> AbstractContextManager[object]:  # noqa: ARG001 - nobody watches
+    return nullcontext()
 
 
 def _to_device(inputs: Inputs, device: torch.device) -> Inputs:
