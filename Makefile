@@ -8,6 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 # One thread per process: the tests run in two processes, and results do not depend on the thread count.
 TEST_PROCESSES ?= 2
+BENCH ?= headline
 SOURCES := src tests benchmarks docs
 
 .DEFAULT_GOAL := help
@@ -23,7 +24,7 @@ help:
 	@echo "make unit     the tests, the docstrings' examples and the README's code"
 	@echo "make cover    the same, and which lines they run: takes a third longer"
 	@echo "make long     tests that take minutes: clusters of several nodes, 100 000 damaged packets"
-	@echo "make bench    benchmarks/headline.py                              (ARGS='…')"
+	@echo "make bench    benchmarks/headline.py, or BENCH=peers and others  (ARGS='…')"
 	@echo "make docs     the documentation site, into site/"
 	@echo "make setup    .venv with everything the targets above need"
 	@echo "make clean    remove build products and caches; .venv and runs/ stay"
@@ -72,7 +73,7 @@ long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long $(ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/headline.py $(ARGS)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

@@ -85,7 +85,7 @@ def run(setting: str, topology: str, epochs: int, seed: int) -> dict[str, Any]:
         seed=seed,
     )
     began = time.perf_counter()
-    result = Engine(experiment, LocalBackend()).run()
+    result = Engine(experiment, LocalBackend(lanes=1)).run()
     found = result.ensemble.evaluate(_SPLITS.test)
     totals = result.state.totals
     return {

@@ -85,7 +85,7 @@ def run_one(row: str, budget: int, seed: int) -> dict[str, float]:
     """Train one row with one seed and judge it on the test file."""
     assert _SPLITS is not None
     began = time.perf_counter()
-    result = Engine(experiment_for(row, budget, seed, _SPLITS), LocalBackend()).run()
+    result = Engine(experiment_for(row, budget, seed, _SPLITS), LocalBackend(lanes=1)).run()
     wall_s = time.perf_counter() - began
     members, targets = result.ensemble.predict_labelled(_SPLITS.test)
     raw = result.ensemble.with_temperature(1.0).evaluate_predictions(members, targets)

@@ -195,7 +195,7 @@ def run(setting: str, case: str, seed: int) -> dict[str, Any]:
     name, faults, _ = case.rsplit("-", 2)
     trial = run_trial(
         experiment_for(setting, case, seed, _SPLITS),
-        ForgetfulBackend(),
+        ForgetfulBackend(lanes=1),
         rule=SETTINGS[setting].rule(int(faults)),
         attack=GaussianNoise(0.5) if name == "gaussian" else FLIP,
         num_byzantine=int(faults),
