@@ -23,6 +23,7 @@ from hqde.config import build_config, load_tree, without_place
 from hqde.data import Dirichlet, TensorExamples, make_splits
 from hqde.ensemble import Ensemble
 from hqde.errors import ArtefactError, ConfigError, DataError, PreconditionError, RunError
+from hqde.monitoring import Monitoring
 from hqde.rounds import Event, GroupSettings, Listeners, RoundRecord
 from hqde.system import HQDESystem, create_hqde_system
 from hqde.system.settings import read_aggregation
@@ -584,3 +585,13 @@ def test_numpy_rows_may_be_predicted() -> None:
     made = system()
     made.train(DATA, 1)
     np.testing.assert_array_equal(made.predict(ROWS.numpy()).numpy(), made.predict(ROWS).numpy())
+
+
+def test_a_run_directory_may_be_watched(tmp_path: Path) -> None:
+    watching = Monitoring(interval_s=0.05)
+    figures = system().train(DATA, num_epochs=2, run_dir=tmp_path / "run", monitoring=watching)
+    assert figures["resources"]["samples"] >= 2
+    assert len((tmp_path / "run" / "resources.jsonl").read_text().splitlines()) >= 2
+    assert "interval_s = 0.05" in (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(RunError, match="nowhere to write samples to without a run directory"):
+        system().train(DATA, num_epochs=1, monitoring=watching)

@@ -15,11 +15,12 @@ from hqde.aggregation import AggregationPolicy, FractionalRule, Mean, Rule, Serv
 from hqde.backends import Backend, RaySettings, make_backend
 from hqde.balance import Balancer, RoundRobin, make_balancer
 from hqde.compression import Compression
-from hqde.config import build_config, changed_settings, dump_config, load_tree, without_place
+from hqde.config import dump_config, without_place
 from hqde.data import Augmentation, Partitioner, Replicate, Splits, Task, make_partitioner
 from hqde.ensemble import Combiner, Ensemble, Evaluation
 from hqde.errors import ArtefactError, PreconditionError, RunError
 from hqde.models import model_spec
+from hqde.monitoring import Monitoring
 from hqde.rounds import (
     Engine,
     Experiment,
@@ -35,7 +36,14 @@ from hqde.rounds import (
     train_run,
 )
 from hqde.system.rows import recipe_for, splits_from
-from hqde.system.settings import combiner_for, describe, known_combiner, read_aggregation, read_quantization
+from hqde.system.settings import (
+    combiner_for,
+    describe,
+    known_combiner,
+    read_aggregation,
+    read_quantization,
+    refuse_other_settings,
+)
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe, resolve_device
 
@@ -207,6 +215,7 @@ class HQDESystem:
         checkpoint_every: int = 1,
         progress: bool = False,
         listeners: Sequence[Listener] = (),
+        monitoring: Monitoring | None = None,
     ) -> dict[str, Any]:
         """Train from the start; a second call forgets the first.
 
@@ -225,6 +234,7 @@ class HQDESystem:
             checkpoint_every: epochs between two checkpoints in ``run_dir``.
             progress: write a line per round to the standard error stream.
             listeners: told of rounds and events.
+            monitoring: what to measure of the machine, into ``run_dir``, and whom to tell.
 
         Returns:
             The figures of the ensemble (``accuracy``, ``nll``, ``brier``, ``ece``, … before calibration, and
@@ -236,12 +246,13 @@ class HQDESystem:
             DataError: rows that cannot be trained on.
             ConfigError: settings that do not fit the data or each other.
             PreconditionError: a model whose output does not fit the task.
-            RunError: ``run_dir`` is taken, or holds no run to resume, or one with other settings.
+            RunError: ``run_dir`` is missing, taken, or holds no run to resume, or one with other settings.
             WorkerError: every worker failed in one round.
             QuorumError: no worker handed in a usable update for several rounds.
         """
-        if resume and run_dir is None:
-            raise RunError("there is nothing to resume without a run directory; give run_dir")
+        if run_dir is None and (resume or monitoring is not None):
+            what = "nothing to resume" if resume else "nowhere to write samples to"
+            raise RunError(f"there is {what} without a run directory; give run_dir")
         splits = splits_from(
             train_data,
             validation_loader,
@@ -261,6 +272,7 @@ class HQDESystem:
             threads=self._threads,
             validation_fraction=validation_fraction,
             split_seed=split_seed,
+            monitoring=monitoring,
         )
         config_toml = dump_config(config)
         provenance: dict[str, object] = {"config": without_place(tomllib.loads(config_toml))}
@@ -273,7 +285,7 @@ class HQDESystem:
         else:
             directory = RunDirectory(os.fspath(run_dir))
             if resume:
-                _refuse_other_settings(directory, config_toml)
+                refuse_other_settings(directory, config_toml)
             result, metrics = train_run(
                 experiment,
                 directory,
@@ -283,6 +295,7 @@ class HQDESystem:
                 checkpoint_every=checkpoint_every,
                 listeners=told,
                 resume=resume,
+                monitoring=monitoring,
             )
             history = [json.loads(line) for line in directory.history_file.read_text().splitlines()]
         self._ensemble = result.ensemble
@@ -325,11 +338,7 @@ class HQDESystem:
         self._ensemble, self._metrics = ensemble, None
 
     def get_performance_metrics(self) -> dict[str, Any]:
-        """What the last training cost.
-
-        Returns:
-            ``backend``, ``workers``, ``groups``, ``train``, ``communication`` and ``faults`` of
-            ``metrics.json``.
+        """The last one: ``backend``, ``workers``, ``groups``, ``train``, ``communication``, ``faults``.
 
         Raises:
             PreconditionError: nothing was trained here.
@@ -387,13 +396,3 @@ def create_hqde_system(
     return HQDESystem(
         model_class, model_kwargs, num_workers, quantization_config, aggregation_config, **settings
     )
-
-
-def _refuse_other_settings(directory: RunDirectory, config_toml: str) -> None:
-    directory.require_run()
-    old, new = build_config(load_tree(directory.config_file)), build_config(tomllib.loads(config_toml))
-    if changed := changed_settings(old, new):
-        raise RunError(
-            f"{directory.path} was made with other settings ({', '.join(changed)}); resume it unchanged, or "
-            "start a new run in another directory"
-        )

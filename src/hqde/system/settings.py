@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
@@ -29,12 +30,16 @@ from hqde.config import (
     ModelSettings,
     RunSettings,
     ServerSettings,
+    build_config,
+    changed_settings,
+    load_tree,
 )
 from hqde.data import Bootstrap, Dirichlet, Iid, Partitioner, Replicate, Split, Splits
 from hqde.ensemble import Combiner, default_combiner, make_combiner
-from hqde.errors import ConfigError, did_you_mean
+from hqde.errors import ConfigError, RunError, did_you_mean
 from hqde.models import BUILT_IN
-from hqde.rounds import Experiment
+from hqde.monitoring import Monitoring
+from hqde.rounds import Experiment, RunDirectory
 
 Buffers = Literal["average", "local"]
 
@@ -143,6 +148,7 @@ def describe(
     threads: int,
     validation_fraction: float,
     split_seed: int,
+    monitoring: Monitoring | None,
 ) -> Config:
     """A system's settings as a configuration, for the run directory and the artefact.
 
@@ -188,6 +194,7 @@ def describe(
         faults=experiment.faults,
         privacy=experiment.privacy,
         ray=ray,
+        monitoring=monitoring or Monitoring(interval_s=0.0, alerts=False),
         group={
             str(number): GroupConfig(
                 model=None if group.model is None else group.model.name,
@@ -287,3 +294,14 @@ def _server_settings(server: ServerOptimizer, buffers: Buffers) -> ServerSetting
     if isinstance(server, Adaptive) and server == Adaptive(server.kind, server.learning_rate):
         return ServerSettings(f"fed{server.kind}", server.learning_rate, buffers=buffers)
     return ServerSettings(repr(server), buffers=buffers)
+
+
+def refuse_other_settings(directory: RunDirectory, config_toml: str) -> None:
+    """Refuse to resume a run with settings that make another one, with RunError."""
+    directory.require_run()
+    old, new = build_config(load_tree(directory.config_file)), build_config(tomllib.loads(config_toml))
+    if changed := changed_settings(old, new):
+        raise RunError(
+            f"{directory.path} was made with other settings ({', '.join(changed)}); resume it unchanged, or "
+            "start a new run in another directory"
+        )
