@@ -338,7 +338,7 @@ class HQDESystem:
         self._ensemble, self._metrics = ensemble, None
 
     def get_performance_metrics(self) -> dict[str, Any]:
-        """The last one: ``backend``, ``workers``, ``groups``, ``train``, ``communication``, ``faults``.
+        """``train``, ``communication``, ``faults``, ``backend``, ``workers``, ``groups`` of ``metrics.json``.
 
         Raises:
             PreconditionError: nothing was trained here.
