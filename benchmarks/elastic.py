@@ -4,9 +4,10 @@
 
 Every row trains the same small network (`cnn` of two stages) with four workers, the same recipe and the same
 images through workers (forward, backward and step); only who is drawn to whom, and how far, differs. Rows are
-dealt out anew in every epoch, a quarter to each worker (`split`), so that a round is a quarter of a pass. With
-`--deals replicate` a round is a whole pass, and there are a quarter as many. Seeds are paired. Each run has
-one torch thread. Results are kept in `--out` as they come, and a second call goes on where the first stopped.
+dealt out anew in every epoch, a quarter to each worker (`split`), so that a round is a quarter of a pass.
+With `--deals replicate` a round is a whole pass, and there are a quarter as many. Seeds are paired. Each run
+has one torch thread. Results are kept in `--out` as they come, and a second call goes on where the first
+stopped.
 """
 
 from __future__ import annotations
