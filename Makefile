@@ -8,11 +8,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 # One thread per process: the tests run in two processes, and results do not depend on the thread count.
 TEST_PROCESSES ?= 2
+BENCH ?= headline
 SOURCES := src tests benchmarks docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup train test lint types imports unit long bench docs clean
+.PHONY: help setup train test lint types imports unit cover long bench docs clean
 
 help:
 	@echo "make train    train 8 workers in 4 groups on the digits, and report  (ARGS='--seed 1')"
@@ -20,9 +21,10 @@ help:
 	@echo "make lint     ruff: rules and formatting"
 	@echo "make types    mypy"
 	@echo "make imports  which room may import which (import-linter)"
-	@echo "make unit     the tests, the docstrings' examples and the README's code, with coverage"
+	@echo "make unit     the tests, the docstrings' examples and the README's code"
+	@echo "make cover    the same, and which lines they run: takes a third longer"
 	@echo "make long     tests that take minutes: clusters of several nodes, 100 000 damaged packets"
-	@echo "make bench    benchmarks/headline.py                              (ARGS='…')"
+	@echo "make bench    benchmarks/headline.py, or BENCH=peers and others  (ARGS='…')"
 	@echo "make docs     the documentation site, into site/"
 	@echo "make setup    .venv with everything the targets above need"
 	@echo "make clean    remove build products and caches; .venv and runs/ stay"
@@ -59,15 +61,19 @@ imports: setup
 
 # What needs a Ray of its own comes second, in one process: each such test starts several.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not ray and not long" --cov --cov-report= $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "ray and not long" tests/backends tests/cli --cov --cov-append --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not ray and not long" $(COVER) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "ray and not long" tests/backends tests/cli $(COVER) $(ARGS)
+
+cover:
+	rm -f .coverage
+	$(MAKE) unit COVER='--cov --cov-append --cov-report=term'
 
 # What takes minutes and is run by hand.
 long: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long $(ARGS)
 
 bench: setup
-	$(BIN)/python benchmarks/headline.py $(ARGS)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site

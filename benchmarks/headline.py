@@ -14,23 +14,20 @@ Results are kept in `--out` as they come, and a second call goes on where the fi
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 
+from grid import run_grid
 from hqde.backends import LocalBackend
 from hqde.data import Augmentation, Replicate, Split, Splits, load_splits
 from hqde.errors import HqdeError
 from hqde.models import model_spec
 from hqde.rounds import Engine, Experiment
-from hqde.rounds.run_directory import write_text
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe
 
@@ -88,7 +85,7 @@ def run_one(row: str, budget: int, seed: int) -> dict[str, float]:
     """Train one row with one seed and judge it on the test file."""
     assert _SPLITS is not None
     began = time.perf_counter()
-    result = Engine(experiment_for(row, budget, seed, _SPLITS), LocalBackend()).run()
+    result = Engine(experiment_for(row, budget, seed, _SPLITS), LocalBackend(lanes=1)).run()
     wall_s = time.perf_counter() - began
     members, targets = result.ensemble.predict_labelled(_SPLITS.test)
     raw = result.ensemble.with_temperature(1.0).evaluate_predictions(members, targets)
@@ -163,28 +160,21 @@ def main() -> int:
     if arguments.data is None:
         print("headline: give the folder of CIFAR-10 with --data cifar10:DIR; nothing was measured")
         return 0
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    wanted = [
+    cells = [
         (row, budget, seed)
         for budget in arguments.budgets
         for seed in range(arguments.seeds)
         for row in arguments.rows
-        if f"{row}/{budget}/{seed}" not in results
     ]
     try:
-        with ProcessPoolExecutor(
-            arguments.jobs,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=prepare_process,
-            initargs=(arguments.data,),
-        ) as pool:
-            futures = {pool.submit(run_one, *want): want for want in wanted}
-            for done in as_completed(futures):
-                row, budget, seed = futures[done]
-                results[f"{row}/{budget}/{seed}"] = done.result()
-                write_text(arguments.out, json.dumps(results, indent=1) + "\n")
-                figures = {name: round(value, 4) for name, value in done.result().items()}
-                print(f"{row} {budget} seed {seed}: {figures}", flush=True)
+        results = run_grid(
+            run_one,
+            cells,
+            out=arguments.out,
+            jobs=arguments.jobs,
+            prepare=prepare_process,
+            prepared_with=(arguments.data,),
+        )
     except HqdeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

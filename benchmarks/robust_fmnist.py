@@ -19,12 +19,8 @@ call goes on where the first stopped.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grid import run_grid
 from hqde.aggregation import (
     AggregationPolicy,
     FedAvg,
@@ -51,7 +48,6 @@ from hqde.drills import LabelFlip, run_trial
 from hqde.errors import HqdeError
 from hqde.models import model_spec
 from hqde.rounds import Experiment
-from hqde.rounds.run_directory import write_text
 from hqde.topology import Topology
 from hqde.training import Diversity, Order, Precision, Recipe
 
@@ -199,7 +195,7 @@ def run(setting: str, case: str, seed: int) -> dict[str, Any]:
     name, faults, _ = case.rsplit("-", 2)
     trial = run_trial(
         experiment_for(setting, case, seed, _SPLITS),
-        ForgetfulBackend(),
+        ForgetfulBackend(lanes=1),
         rule=SETTINGS[setting].rule(int(faults)),
         attack=GaussianNoise(0.5) if name == "gaussian" else FLIP,
         num_byzantine=int(faults),
@@ -254,25 +250,14 @@ def main() -> None:
         load(given.data, given.precision)
     except HqdeError as error:
         sys.exit(f"{error}\nget Debian's dataset-fashion-mnist, and give --data fashion-mnist:DIR")
-    results = json.loads(given.out.read_text()) if given.out.exists() else {}
-    wanted = [
+    cells = [
         (setting, case, seed)
         for seed in range(given.seeds)
         for case in given.cases
         for setting in given.settings
-        if f"{setting}/{case}/{seed}" not in results
     ]
-    context = multiprocessing.get_context("spawn")
-    began = time.perf_counter()
-    with ProcessPoolExecutor(
-        given.jobs, context, initializer=load, initargs=(given.data, given.precision)
-    ) as pool:
-        calls = {pool.submit(run, *cell): "/".join(map(str, cell)) for cell in wanted}
-        for number, call in enumerate(as_completed(calls), start=1):
-            results[calls[call]] = call.result()
-            write_text(given.out, json.dumps(results, indent=1))
-            spent = time.perf_counter() - began
-            print(f"{number}/{len(calls)} {calls[call]}: {results[calls[call]]} ({spent:.0f} s)", flush=True)
+    loaded_with = (given.data, given.precision)
+    results = run_grid(run, cells, out=given.out, jobs=given.jobs, prepare=load, prepared_with=loaded_with)
     print("\n" + table(results, given.settings, given.cases))
 
 

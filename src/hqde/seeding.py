@@ -6,9 +6,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
@@ -57,3 +60,60 @@ def seeded(seed: int, *path: int | str, device: torch.device | None = None) -> I
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalState:
+    """Where the generators stand that a whole process shares: torch's on the CPU, NumPy's and Python's.
+
+    Threads share them too. Who puts its own state before it draws, and takes it along afterwards, draws as
+    if it were alone.
+
+    >>> here = GlobalState.now()
+    >>> _ = torch.rand(1)
+    >>> here == GlobalState.now()
+    False
+    >>> here.put()
+    >>> here == GlobalState.now()
+    True
+    """
+
+    torch_state: Tensor
+    numpy_state: tuple[Any, ...]
+    python_state: tuple[Any, ...]
+
+    @classmethod
+    def now(cls) -> GlobalState:
+        """Where they stand."""
+        return cls(torch.random.get_rng_state(), _numpy_state(), random.getstate())
+
+    @classmethod
+    def at_start(cls, seed: int, *path: int | str) -> GlobalState:
+        """Where `seeded` puts them for the stream ``path``; nothing is moved."""
+        value = derive_seed(seed, *path)
+        legacy = np.random.RandomState(value % 2**32)
+        torch_state = torch.Generator().manual_seed(value).get_state()
+        return cls(torch_state, tuple(legacy.get_state(legacy=True)), random.Random(value).getstate())
+
+    def put(self) -> None:
+        """Put them here."""
+        torch.random.set_rng_state(self.torch_state)
+        np.random.set_state(self.numpy_state)  # noqa: NPY002
+        random.setstate(self.python_state)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GlobalState):
+            return NotImplemented
+        mine, theirs = self.numpy_state, other.numpy_state
+        return (
+            torch.equal(self.torch_state, other.torch_state)
+            and bool((mine[1] == theirs[1]).all())
+            and (mine[0], *mine[2:]) == (theirs[0], *theirs[2:])
+            and self.python_state == other.python_state
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    return tuple(np.random.get_state(legacy=True))  # noqa: NPY002

@@ -21,26 +21,45 @@ def three_workers(runs, **changes):
     return replace(runs.experiment(), num_workers=3, **changes)
 
 
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+pytestmark = pytest.mark.ray
+
+
+def machines_seen(backend, count):
+    """Names of other machines that a look came in from, once there are so many."""
+    found, until = {}, time.monotonic() + 60
+    while len(found) < count and time.monotonic() < until:
+        found |= backend.machines()
+        time.sleep(0.1)
+    assert all(sample.memory_used_gb > 0 and sample.processes for sample in found.values())
+    return set(found)
 
 
 def test_a_node_that_goes_between_two_rounds_takes_nothing_along(three_nodes, runs):
     from hqde.backends.on_ray import RayBackend
     from hqde.backends.on_ray.cluster import alive_nodes
 
+    seen = []
+
     def remove(record):
         if record.round == 1:
+            seen.append(machines_seen(backend, 2))
             three_nodes.remove_node(three_nodes.others[0], allow_graceful=False)
             while len(alive_nodes()) > 2:  # the cluster takes some seconds to notice
                 time.sleep(0.1)
+            backend.machines()  # forgets who is gone
+            seen.append(machines_seen(backend, 1))
 
     backend = RayBackend(RaySettings(plan="sharded"), threads=1)
     result, recorder = runs.run(backend, three_workers(runs), on_record=remove)
     runs.assert_same_weights(result, runs.run(LocalBackend(), three_workers(runs))[0])
     assert any("went with its node" in event.reason for event in recorder.told("repaired"))
     assert result.state.totals.failures == 0
+    before, after = seen
+    assert after < before
+    assert backend.machines() == {}  # it is closed
 
 
+@pytest.mark.long
 def test_a_node_that_goes_during_a_round_takes_nothing_along(three_nodes, runs):
     from hqde.backends.on_ray import RayBackend, WorkerActor
 
@@ -61,6 +80,7 @@ def test_a_node_that_goes_during_a_round_takes_nothing_along(three_nodes, runs):
     assert recorder.told("restarted")
 
 
+@pytest.mark.long
 def test_the_store_survives_a_lost_node_and_a_damaged_copy(three_nodes, ray_module):
     from hqde.backends.on_ray.weight_store import LostError, WeightStore
 
@@ -103,6 +123,7 @@ def test_the_store_survives_a_lost_node_and_a_damaged_copy(three_nodes, ray_modu
     store.close()
 
 
+@pytest.mark.long
 def test_workers_join_and_leave_between_rounds(three_nodes, ray_module, runs):
     from hqde.backends.on_ray import RayBackend
 
@@ -129,6 +150,7 @@ def test_workers_join_and_leave_between_rounds(three_nodes, ray_module, runs):
     assert result.state.totals.failures == 0
 
 
+@pytest.mark.long
 def test_a_run_whose_cluster_shrinks_too_far_ends_with_the_numbers(three_nodes, ray_module, runs):
     from hqde.backends.on_ray import RayBackend
 

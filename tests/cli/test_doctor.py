@@ -43,9 +43,8 @@ def test_it_trains_packs_and_aggregates_with_figures(hqde):
 
 
 def test_text_ends_with_what_to_do(hqde, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4096)
+    monkeypatch.setattr(examination, "usable_cores", lambda: 0)
     done = hqde("doctor")
-    monkeypatch.undo()
     assert done.code == 0
     assert "3 of 3 self-tests passed" in done.out
     assert "threads: more threads than cores" in done.out.splitlines()[-1] or "problem(s)" in done.out

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from hqde.cli.sparkline import sparkline
-from hqde.cli.top_view import COLUMNS, sorted_workers
+from hqde.cli.top_view import COLUMNS, resource_lines, sorted_workers
 from hqde.reporting.live import LiveRun, Tail
 
 textual = pytest.importorskip("textual")
@@ -205,6 +205,18 @@ def test_workers_without_a_figure_come_last_in_either_order(run_dir):
         assert sorted_workers(run, loss, reverse=reverse)[-1].worker == 1
 
 
+def test_the_other_machines_of_a_cluster_have_a_line_each(hqde, run_dir):
+    append(run_dir / "nodes.jsonl", {"node": "b", "cpu_percent": 5.0, "memory_percent": None})
+    append(run_dir / "nodes.jsonl", {"node": "b", "cpu_percent": 40.0, "memory_percent": None})
+    append(run_dir / "nodes.jsonl", *({"node": f"m{i}", "memory_percent": 7.0} for i in range(9)))
+    assert resource_lines(LiveRun(run_dir))[-9:] == [
+        "b: CPU 40 %",
+        *(f"m{i}: memory 7 %" for i in range(7)),
+        "… and 2 more machines",
+    ]
+    assert json.loads(hqde("top", run_dir, "--format", "json").out)["nodes"]["b"]["cpu_percent"] == 40.0
+
+
 def test_the_state_is_printed_for_scripts_and_pipes(hqde, run_dir):
     done = hqde("top", run_dir, "--format", "json")
     state = json.loads(done.out)
@@ -219,7 +231,7 @@ def test_the_state_is_printed_for_scripts_and_pipes(hqde, run_dir):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["nowhere"], "there is no such directory"), (["."], "neither config.toml nor history.jsonl"),
+    [(["nowhere"], "there is no such directory"), (["."], "neither history.jsonl nor config.toml"),
      ([".", "--interval", "0"], "--interval must be above 0")],
 )  # fmt: skip
 def test_bad_usage(hqde, arguments, words):

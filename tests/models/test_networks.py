@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from hqde.errors import ConfigError
-from hqde.models import BUILT_IN, CNN, MLP, NORMS, ResNet18
+from hqde.errors import ConfigError, PreconditionError
+from hqde.models import BUILT_IN, CNN, MLP, NORMS, Dropout, ResNet18, draw_dropout_from
 from hqde.models.normalization import group_count
 
 IMAGE_SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (2, 9, 17)]
@@ -196,3 +197,34 @@ def test_refusals(name, shape, settings, message):
 def test_the_number_of_outputs_is_checked(name, num_outputs):
     with pytest.raises(ConfigError, match="num_outputs must be a whole number"):
         BUILT_IN[name]((3, 8, 8), num_outputs)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_scales_the_rest(rate, dtype):
+    layer = Dropout(rate)
+    draw_dropout_from(torch.Generator().manual_seed(5), layer)
+    inputs = torch.ones(333, 301, dtype=dtype)
+    before = torch.get_rng_state()
+    found = layer(inputs)
+    assert torch.equal(torch.get_rng_state(), before)
+    taken = min(rate, 1 - 2**-16)
+    deviation = (rate * (1 - rate) / inputs.numel()) ** 0.5
+    assert float((found == 0).double().mean()) == pytest.approx(taken, abs=5 * deviation + 2**-16)
+    assert set(found.unique().tolist()) <= {
+        0.0,
+        float(torch.tensor(1 / (1 - round(taken * 2**16) / 2**16)).to(dtype)),
+    }
+    assert not torch.equal(layer(inputs), found)
+    rows, columns = (found == 0).double().mean(1), (found == 0).double().mean(0)
+    assert rows.var() == pytest.approx(rate * (1 - rate) / 301, rel=0.5, abs=1e-4)
+    assert columns.var() == pytest.approx(rate * (1 - rate) / 333, rel=0.5, abs=1e-4)
+
+
+def test_dropout_refuses_to_draw_another_mask_in_the_backward_pass():
+    layer = Dropout(0.3)
+    inputs = torch.rand(4, 3, requires_grad=True)
+    checkpoint(layer, inputs, use_reentrant=False).sum().backward()  # the global generator's mask comes again
+    draw_dropout_from(torch.Generator().manual_seed(5), layer)
+    with pytest.raises(PreconditionError, match=r"take torch\.nn\.Dropout there"):
+        checkpoint(layer, inputs, use_reentrant=False).sum().backward()

@@ -68,6 +68,7 @@ def fetch(port, accept="text/plain"):
 def tell(exporter, sample, gpu):
     exporter.on_start(RUN)
     exporter.on_sample(sample_line(sample, gpu))
+    exporter.on_node_sample({"node": "b", **sample_line(sample, gpu), "cpu_percent": 75.0})
     exporter.on_round(record(1))
     exporter.on_round(record(2, loss=None))
     exporter.on_event({"round": 2, "kind": "rejected", "worker": 1, "reason": "not finite"})
@@ -95,6 +96,8 @@ def test_the_official_parsers_read_what_is_served(served, sample, gpu, accept):
     assert value("hqde_validation_accuracy_ratio") == 0.95
     assert value("hqde_member_accuracy_ratio", group="1") == 0.9
     assert value("hqde_cpu_ratio") == 0.5
+    assert value("hqde_node_cpu_ratio", node="b") == 0.75
+    assert value("hqde_node_run_resident_memory_bytes", node="b") == 2.0**30
     assert value("hqde_memory_used_bytes") == 2.0 * 2**30
     assert value("hqde_disk_written_bytes_total") == 3.0 * 2**20
     assert value("hqde_gpu_utilization_ratio", gpu="0") == 0.5

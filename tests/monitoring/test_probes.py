@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import fields
@@ -135,9 +137,6 @@ def test_what_cannot_be_read_is_none_with_one_warning(monkeypatch, caplog):
 
 
 def test_processes_that_this_one_started_are_watched(monkeypatch):
-    import subprocess
-    import sys
-
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         probes = Probes(children=True)
@@ -145,6 +144,23 @@ def test_processes_that_this_one_started_are_watched(monkeypatch):
     finally:
         child.communicate(b"\n")
     assert {process.pid for process in probes.sample().processes} == {os.getpid()}
+
+
+def test_the_processes_of_this_ones_parent_are_seen_when_asked_for():
+    looks = (
+        "from hqde.monitoring import Probes; "
+        "print(*(process.pid for process in Probes(siblings=True).sample().processes))"
+    )
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        looking = subprocess.Popen([sys.executable, "-c", looks], stdout=subprocess.PIPE, text=True)
+        found = [int(pid) for pid in looking.communicate()[0].split()]
+    finally:
+        other.communicate(b"\n")
+    assert len(found) == len(set(found))
+    assert {looking.pid, other.pid} <= set(found)
+    assert found[0] == looking.pid
+    assert os.getpid() not in found
 
 
 def write_tree(root, files):

@@ -62,6 +62,26 @@ def test_a_run_that_was_not_watched_has_no_such_section(write_run: WriteRun) -> 
     assert "What happened" not in page
 
 
+@pytest.mark.parametrize(
+    ("count", "title"),
+    [
+        (1, "The other machine is busy 10 % of the time"),
+        (3, "The 3 other machines are busy 10 % (n0) to 30 % (n2) of the time"),
+        (12, "The 12 other machines are busy 10 % (n0) to 120 % (n11) of the time"),
+    ],
+)
+def test_the_other_machines_of_a_cluster_are_drawn(write_run: WriteRun, count: int, title: str) -> None:
+    run = write_run(num_samples=20)
+    samples = [json.loads(line) for line in (run / "resources.jsonl").read_text().splitlines()]
+    with (run / "nodes.jsonl").open("w") as file:
+        for node in range(count):
+            for line in samples[::2]:
+                file.write(json.dumps(line | {"node": f"n{node}", "cpu_percent": 10.0 * (node + 1)}) + "\n")
+    *_, last = resource_figures(read_run(run))
+    assert " ".join(last.title.split()) == title  # its spaces are narrow
+    assert len(last.legend) == min(count, 8)
+
+
 def test_a_gpu_is_drawn_where_there_is_one(write_run: WriteRun) -> None:
     run = write_run(num_samples=20)
     lines = [json.loads(line) for line in (run / "resources.jsonl").read_text().splitlines()]

@@ -277,6 +277,39 @@ def test_an_idle_gpu_counts_while_a_run_trains_on_it_alone(tmp_path):
     assert event.reason.startswith("gpu_idle: the GPU is busy 1 % of the time")
 
 
+def test_other_machines_are_watched_beside_this_one(tmp_path):
+    from hqde.monitoring import Callbacks
+    from hqde.rounds import RunObserver
+
+    seen = iter(
+        [{}, {"far": SystemMetrics(1.0, cpu_percent=20.0)}, {"far": SystemMetrics(2.0, memory_percent=99.0)}]
+    )
+    told = []
+
+    class Listens:
+        def on_node_sample(self, sample):
+            told.append(sample)
+
+    directory = RunDirectory(tmp_path)
+    rules = {"memory": {"above": 90.0, "clear": 80.0, "for_s": 0.0}}
+    with RunObserver(Monitoring(rules=rules), directory, machines=lambda: next(seen)) as observer:
+        observer._callbacks = Callbacks([Listens()])
+        events = []
+        observer.tell = events.append
+        observer.on_phase(3, "train")
+        for second in range(3):
+            observer._on_sample(SystemMetrics(float(second), monotonic_s=float(second), memory_percent=10.0))
+        figures = observer.figures()
+    assert [line["node"] for line in told] == ["far", "far"]
+    written = lines(directory.nodes_file)
+    assert [(line["node"], line["round"], line["phase"]) for line in written] == [("far", 3, "train")] * 2
+    assert [line["cpu_percent"] for line in written] == [20.0, None]
+    assert len(lines(directory.resources_file)) == 3
+    assert figures["nodes"]["far"]["mean_cpu_percent"] == 20.0
+    assert figures["resources"]["peak_memory_percent"] == 10.0
+    assert [event.reason.split(" ")[:2] for event in events] == [["memory:", "far:"]]
+
+
 def test_settings_that_do_not_count_for_a_resume():
     from hqde.config import changed_settings
 

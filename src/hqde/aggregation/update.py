@@ -82,7 +82,8 @@ class Update:
             encoded, or when the delta has left its process, as a packet, already.
         sent_bytes, received_bytes: what the worker hands in and what it was given, as they travel.
         data_s, encode_s: of ``seconds``, waiting for batches, and encoding the delta.
-        cpu_s: processor time of the worker's process meanwhile, all threads together.
+        cpu_s: processor time of the worker's process meanwhile, all threads together; of its thread, where
+            others train beside it in the process.
         peak_rss_bytes: most memory that its process ever had; ``None`` where it has none of its own.
     """
 

@@ -1,6 +1,7 @@
 """Where workers live: the protocol, and the backends that keep it."""
 
 from hqde.backends.base import Backend, Failure, Outcome, StepReport, Supervisor
+from hqde.backends.cores import Seating, seat_workers, torch_threads, usable_cores
 from hqde.backends.local import LocalBackend
 from hqde.backends.ray_settings import RaySettings
 from hqde.backends.wrapping import WrappedBackend
@@ -14,6 +15,7 @@ def make_backend(
     name: str,
     *,
     ray: RaySettings | None = None,
+    lanes: int = 0,
     threads: int = 0,
     balancer: Balancer = RoundRobin(),
 ) -> Backend:
@@ -22,7 +24,8 @@ def make_backend(
     Args:
         name: ``local`` or ``ray``.
         ray: settings of the latter.
-        threads: torch threads of each worker on Ray; 0 follows from its CPUs.
+        lanes: workers side by side on ``local``; 0 takes as many as there are cores for.
+        threads: torch threads of each worker; 0 follows from its share of the cores.
         balancer: who predicts which rows, on Ray.
 
     Raises:
@@ -34,11 +37,15 @@ def make_backend(
         'local'
     """
     if name == "local":
-        return LocalBackend()
+        return LocalBackend(lanes=lanes, threads=threads)
     if name == "ray":
         from hqde.backends.on_ray import RayBackend  # imported by those who ask for it alone
 
         return RayBackend(ray, threads=threads, balancer=balancer)
+    if name == "auto":
+        raise ConfigError(
+            "backend 'auto' is chosen by hqde train alone; ask hqde plan, and name what it says"
+        )
     raise ConfigError(f"unknown backend '{name}'; {did_you_mean(name, BACKENDS)}")
 
 
@@ -49,8 +56,12 @@ __all__ = [
     "LocalBackend",
     "Outcome",
     "RaySettings",
+    "Seating",
     "StepReport",
     "Supervisor",
     "WrappedBackend",
     "make_backend",
+    "seat_workers",
+    "torch_threads",
+    "usable_cores",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from hqde.aggregation import Combination, Combined, Delta, Rule, Update
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
+from hqde.monitoring import SystemMetrics
 from hqde.training import Order, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
 
@@ -123,6 +124,13 @@ class Backend(Protocol):
 
     def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:
         """Put workers back to ``states`` over the weights committed for them, by worker id."""
+        ...
+
+    def machines(self) -> Mapping[str, SystemMetrics]:
+        """The newest look at each machine but this one, by its name, where one has come in; without waiting.
+
+        Called from a thread of its own, while anything else may be going on.
+        """
         ...
 
     def close(self) -> None:

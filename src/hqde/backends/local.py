@@ -1,34 +1,63 @@
-"""All workers in this process, one after the other."""
+"""All workers in this process, side by side on its cores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from hqde.aggregation import Combination, Combined, Delta, Rule, combine
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
+from hqde.backends.cores import Seating, seat_workers, torch_threads
+from hqde.backends.lanes import Lanes
 from hqde.data import Examples
-from hqde.ensemble import Ensemble
-from hqde.errors import HqdeError
-from hqde.training import Order, Worker, WorkerSpec, WorkerState
+from hqde.ensemble import Ensemble, predict_side_by_side
+from hqde.errors import ConfigError, HqdeError
+from hqde.monitoring import SystemMetrics
+from hqde.training import Order, Turns, Worker, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
 
 
 class LocalBackend:
-    """Workers as plain objects of this process, trained in turn with all its threads.
+    """Workers as plain objects of this process. Needs no Ray and no second process.
 
-    Needs no Ray and no second process; the default on one device.
+    On CPUs they train side by side, each in a thread of its own, where there are several workers and cores.
+    The bits are those of one after the other, for any number of lanes. On a GPU they train in turn.
+
+    Args:
+        lanes: workers side by side; 0 takes as many as there are cores for.
+        threads: torch threads of each; 0 shares the cores out. The same bits need the same number.
+
+    Raises:
+        ConfigError: a negative number.
+
+    Example:
+        >>> LocalBackend(lanes=2).name
+        'local'
     """
 
     name = "local"
 
-    def __init__(self) -> None:
+    def __init__(self, *, lanes: int = 0, threads: int = 0) -> None:
+        self._lanes, self._threads = lanes, threads
         self._workers: list[Worker] = []
+        self.seating = seat_workers(1, lanes=lanes, threads=threads)
 
     def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
-        """Build the workers, in order of their ids."""
+        """Build the workers, in order of their ids.
+
+        Raises:
+            ConfigError: several lanes are asked for on a GPU.
+        """
+        on_cpu = all(torch.device(spec.device).type == "cpu" for spec in specs)
+        if self._lanes > 1 and not on_cpu:
+            raise ConfigError(f"lanes={self._lanes}: workers on a GPU train in turn; leave lanes out")
+        if on_cpu:
+            self.seating = seat_workers(len(specs), lanes=self._lanes, threads=self._threads)
+        else:
+            self.seating = Seating(1, self._threads)
         self._workers = [Worker(spec, examples) for spec in specs]
 
     def check(self, index: Tensor, rule: Rule) -> None:  # noqa: ARG002 - every rule runs here
@@ -47,16 +76,44 @@ class LocalBackend:
         on_step: StepReport | None = None,
         supervisor: Supervisor | None = None,  # noqa: ARG002 - nobody can be put back
     ) -> Iterator[Outcome]:
-        """Carry out the orders one after the other; an exception in a worker becomes a ``Failure``."""
+        """Carry out the orders; an exception in a worker becomes a ``Failure``.
+
+        Side by side, ``on_step`` is told of where each worker is a few times a second, and not of every step.
+
+        Raises:
+            PreconditionError: side by side, a model drew from the global random generators in some steps and
+                not in others.
+        """
+        if min(self.seating.lanes, len(orders)) > 1:
+            yield from self._train_side_by_side(orders, on_step)
+            return
         for order in orders:
             report = None if on_step is None else partial(on_step, order.worker_id)
-            try:
-                yield self._workers[order.worker_id].train_round(order, on_step=report)
-            except HqdeError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the user's model may raise anything; the engine decides
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                yield Failure(order.worker_id, order.round_index, order.attempt, reason)
+            with torch_threads(self.seating.threads):
+                outcome = self._outcome(order, report, None)
+            yield outcome
+
+    def _train_side_by_side(self, orders: Sequence[Order], on_step: StepReport | None) -> Iterator[Outcome]:
+        turns, lanes, board = Turns(), Lanes[Outcome](self.seating), _Board(on_step)
+
+        def note(worker_id: int, done: int, total: int) -> None:
+            lanes.go_on()
+            board.steps[worker_id] = (done, total)
+
+        tasks = [partial(self._outcome, order, partial(note, order.worker_id), turns) for order in orders]
+        with turns:
+            yield from lanes.run(tasks, meanwhile=None if on_step is None else board.tell)
+
+    def _outcome(
+        self, order: Order, report: Callable[[int, int], None] | None, turns: Turns | None
+    ) -> Outcome:
+        try:
+            return self._workers[order.worker_id].train_round(order, on_step=report, turns=turns)
+        except HqdeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's model may raise anything; the engine decides
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return Failure(order.worker_id, order.round_index, order.attempt, reason)
 
     def present(self) -> frozenset[int]:
         """All of them."""
@@ -72,8 +129,12 @@ class LocalBackend:
         return combine(task)
 
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
-        """Let the members predict one after the other."""
-        return ensemble.predict_members(examples)
+        """Let the members predict, side by side where workers train so."""
+        lanes, threads = min(self.seating.lanes, len(ensemble)), self.seating.threads
+        if lanes > 1:
+            return predict_side_by_side(ensemble, examples, lanes=lanes, threads=threads)
+        with torch_threads(threads):
+            return ensemble.predict_members(examples)
 
     def worker_states(self) -> Mapping[int, WorkerState]:
         """Every worker's state."""
@@ -84,6 +145,27 @@ class LocalBackend:
         for worker_id, state in states.items():
             self._workers[worker_id].load_state(state, committed[worker_id])
 
+    def machines(self) -> Mapping[str, SystemMetrics]:
+        """There are no others."""
+        return {}
+
     def close(self) -> None:
         """Forget the workers."""
         self._workers = []
+
+
+class _Board:
+    """Where workers write how far they are, and one thread reads it out."""
+
+    def __init__(self, on_step: StepReport | None) -> None:
+        self.steps: dict[int, tuple[int, int]] = {}
+        self._told: dict[int, tuple[int, int]] = {}
+        self._on_step = on_step
+
+    def tell(self) -> None:
+        """Tell of those that moved on."""
+        assert self._on_step is not None
+        for worker_id, at in list(self.steps.items()):
+            if self._told.get(worker_id) != at:
+                self._told[worker_id] = at
+                self._on_step(worker_id, *at)

@@ -10,6 +10,7 @@ from hqde.aggregation import Combination, Combined, Delta, Rule
 from hqde.backends.base import Backend, Outcome, StepReport, Supervisor
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
+from hqde.monitoring import SystemMetrics
 from hqde.training import Order, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
 
@@ -75,6 +76,10 @@ class WrappedBackend:
     def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:
         """Pass on."""
         self.inner.load_worker_states(states, committed)
+
+    def machines(self) -> Mapping[str, SystemMetrics]:
+        """Pass on."""
+        return self.inner.machines()
 
     def close(self) -> None:
         """Pass on."""

@@ -13,6 +13,7 @@ from hqde.cli.console import fail
 from hqde.cli.doctor import doctor
 from hqde.cli.drill import drill
 from hqde.cli.evaluate import evaluate
+from hqde.cli.plan import plan
 from hqde.cli.predict import predict
 from hqde.cli.report import report
 from hqde.cli.select import select
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, select, compress, tune, report, top, drill, doctor):
+for command in (train, plan, evaluate, predict, select, compress, tune, report, top, drill, doctor):
     app.command()(command)
 
 

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 import hqde
+from hqde.backends import usable_cores
 from hqde.monitoring import GpuProbe, container_memory
 
 GIB = 2**30
@@ -78,7 +79,7 @@ def examine_machine() -> Iterator[Finding]:
 
 
 def _threads() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     threads = torch.get_num_threads()
     cure = "" if threads <= cores else f"more threads than cores slow each other down: run.threads = {cores}"
     asked = os.environ.get("OMP_NUM_THREADS")

@@ -19,6 +19,8 @@ def _figure(
     return (lambda view: view.last.get(name)), (lambda view: short(view.last.get(name), digits))
 
 
+MOST_NODES = 8  # other machines with a line each
+
 # Name, what to sort by, what to show.
 COLUMNS: tuple[Cell, ...] = (
     ("worker", lambda view: float(view.worker), lambda view: str(view.worker)),
@@ -127,6 +129,14 @@ def resource_lines(run: LiveRun) -> list[str]:
         newest = next((value for value in reversed(values) if value is not None), None)
         if newest is not None:
             lines.append(f"{label:<11}{show(newest):>12} {sparkline(values, low=0.0, high=high)}")
+    for node, sample in sorted(run.nodes.items())[:MOST_NODES]:
+        busy, full = sample.get("cpu_percent"), sample.get("memory_percent")
+        figures = [
+            f"{name} {value:.0f} %" for name, value in (("CPU", busy), ("memory", full)) if value is not None
+        ]
+        lines.append(f"{node}: {', '.join(figures)}")
+    if len(run.nodes) > MOST_NODES:
+        lines.append(f"… and {len(run.nodes) - MOST_NODES} more machines")
     return lines or ["no samples: monitoring.interval_s is 0, or the run is of an older version"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from hqde.cli.console import Format, FormatOption, err, out, print_json
 from hqde.cli.progress import TrainingProgress
+from hqde.cli.quickest import take_quickest, write_profile
 from hqde.config import (
     build_backend,
     build_config,
@@ -44,7 +46,9 @@ def train(
     ] = None,
     groups: Annotated[int | None, typer.Option(help="Groups; each ends as one member.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of each worker over its shard.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where workers live: local or ray.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Where workers live: local, ray, or auto: what is quickest here.")
+    ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join, host:port or auto; else RAY_ADDRESS, else here.")
     ] = None,
@@ -61,6 +65,10 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=V", help="Any setting; may be repeated.")
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Say where the time goes: a trace and a summary, in RUN/profile."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     format_: FormatOption = Format.text,
 ) -> None:
@@ -92,9 +100,12 @@ def train(
         settings = build_config(given)
         if directory is not None:
             directory.refuse_if_taken()
+    splits = load_data(settings)
+    if old is not None and settings.run.backend == "auto":
+        settings = replace(settings, run=replace(settings.run, backend=old.run.backend))
+    settings, planned_s = take_quickest(settings, splits, quiet=format_ is Format.json)
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    splits = load_data(settings)
     settings = resolve(settings, splits)
     if old is not None and (changed := changed_settings(old, settings)):
         raise RunError(
@@ -127,7 +138,14 @@ def train(
         print_json({"run": str(directory.path), "report": str(report), **metrics})
     else:
         _summary(directory, metrics)
+        if planned_s is not None:
+            out.print(f"planned {planned_s:.1f} s, took {metrics['train']['wall_s']:.1f} s")
         out.print(f"report: {report}", soft_wrap=True)
+    if profile:
+        summary = write_profile(directory, experiment, settings)
+        if not quiet:
+            out.print(summary.read_text(), highlight=False)
+            out.print(f"profile: {summary.parent}", soft_wrap=True)
 
 
 def _worker_range(text: str | None) -> tuple[int | None, int | None]:

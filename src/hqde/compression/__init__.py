@@ -2,7 +2,7 @@
 
 from hqde.compression.allocation import allocate_bits, linear_bits
 from hqde.compression.entropy import EntropyCodec
-from hqde.compression.feedback import with_feedback
+from hqde.compression.feedback import encode_step, with_feedback
 from hqde.compression.importance import IMPORTANCES, block_spread, magnitude_score
 from hqde.compression.links import Compression, Downlink, Uplink
 from hqde.compression.packed import PackedCodec
@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "dense_ranges",
     "dequantize_blocks",
+    "encode_step",
     "linear_bits",
     "magnitude_score",
     "make_codec",

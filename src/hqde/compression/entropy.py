@@ -26,7 +26,7 @@ from hqde.compression.ranges import Range, Stream, as_ranges
 from hqde.compression.search import Part, StepSearch
 from hqde.compression.stages import stage_of
 from hqde.compression.steps import Sample
-from hqde.errors import ConfigError, NonFiniteError, PreconditionError
+from hqde.errors import ConfigError, NonFiniteError
 
 SAMPLE = 2**17  # values from which step and dead zone are found
 SMALL = 2**14  # values below which the budget leaves out headers and tables
@@ -126,12 +126,7 @@ class EntropyCodec:
 
     def _exponents(self, stream: Stream, numbers: Tensor, gradient: Tensor | None) -> Tensor | None:
         """Per block, which of ``FACTORS`` its step is multiplied by: 1 / √importance, to the next 2^(1/4)."""
-        if gradient is not None:
-            if gradient.numel() != stream.count or gradient.dim() != 1:
-                raise PreconditionError(
-                    f"a gradient of {tuple(gradient.shape)} for a vector of {stream.count}"
-                )
-            gradient = stream.read(gradient.detach().cpu(), 0, stream.size)
+        gradient = stream.read_gradient(None if gradient is None else gradient.cpu())
         if self.importance == "variance" or not stream.size:
             return None
         spread = block_spread(self.importance, numbers, gradient).double()

@@ -4,12 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hqde.compression.packet import Packet, decode
-from hqde.compression.ranges import Range, as_ranges
+from hqde.compression.ranges import Range, as_ranges, dense_ranges
 from hqde.compression.registry import Codec
 from hqde.errors import ConfigError, PreconditionError
+from hqde.weights import Layout
+
+
+def encode_step(
+    codec: Codec,
+    step: Tensor,
+    owed: Tensor | None,
+    *,
+    layout: Layout,
+    smallest: int,
+    feedback: bool,
+    generator: torch.Generator,
+) -> tuple[Packet, Tensor, Tensor | None]:
+    """Encode what one end of a link has to say in one round.
+
+    Args:
+        codec: encodes it.
+        step: ``(n,)``: a worker's delta, or by how much a group's weights changed.
+        owed: what earlier packets left out, from the call before.
+        layout: of the model that the step belongs to.
+        smallest: tensors with fewer elements stay dense.
+        feedback: ``with_feedback``, or without.
+        generator: for a codec that rounds stochastically.
+
+    Returns:
+        the packet, what it decodes to ``(n,)``, and what is owed now; nothing without feedback.
+    """
+    dense = dense_ranges(layout, smallest=smallest)
+    if feedback:
+        return with_feedback(codec, step, owed, num_parameters=layout.num_parameters, dense=dense)
+    packet = codec.encode(step, dense=dense, generator=generator)
+    return packet, decode(packet), None
 
 
 def with_feedback(

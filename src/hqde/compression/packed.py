@@ -17,7 +17,7 @@ from hqde.compression.packet import Packet
 from hqde.compression.packing import BLOCK, pack, pack_blocks
 from hqde.compression.quantize import Rounding, check_generator, check_rounding, quantize_levels
 from hqde.compression.ranges import Range, Stream, as_ranges
-from hqde.errors import ConfigError, NonFiniteError, PreconditionError
+from hqde.errors import ConfigError, NonFiniteError
 
 Allocation = Literal["adaptive", "uniform", "linear"]
 
@@ -130,13 +130,9 @@ class PackedCodec:
         """One width for all blocks, or ``(num_blocks,)`` uint8."""
         if self.allocation == "uniform" or self.min_bits == self.max_bits or not stream.size:
             return int(self.bits)
-        if gradient is not None:
-            if gradient.shape != vector.shape:
-                raise PreconditionError(
-                    f"a gradient of {tuple(gradient.shape)} for a vector of {tuple(vector.shape)}"
-                )
-            gradient = stream.read(gradient.detach(), 0, stream.size)
-        spread = block_spread(self.importance, stream.read(vector, 0, stream.size), gradient)
+        spread = block_spread(
+            self.importance, stream.read(vector, 0, stream.size), stream.read_gradient(gradient)
+        )
         if self.allocation == "adaptive":
             widths = allocate_bits(spread, self.bits, self.min_bits, self.max_bits)
         else:

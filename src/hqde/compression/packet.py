@@ -136,6 +136,8 @@ class Packet:
         stream = header.stream
         if not 0 <= start < stop <= stream.count:
             raise PreconditionError(f"cannot cut [{start}, {stop}) out of a packet of {stream.count} values")
+        if stop - start == stream.count:
+            return self
         begin, end = stream.position(start), stream.position(stop)
         lead, parts = body.cut(begin, end)
         kept = [

@@ -133,6 +133,18 @@ class Stream:
             vector[a:b] = values[done : done + b - a]
             done += b - a
 
+    def read_gradient(self, gradient: Tensor | None) -> Tensor | None:
+        """The stream of a gradient of the vector, if there is one.
+
+        Raises:
+            PreconditionError: it does not fit the vector.
+        """
+        if gradient is None:
+            return None
+        if gradient.shape != (self.count,):
+            raise PreconditionError(f"a gradient of {tuple(gradient.shape)} for a vector of {self.count}")
+        return self.read(gradient.detach(), 0, self.size)
+
     def read_dense(self, vector: Tensor) -> list[Tensor]:
         """The dense ranges of a vector ``(count,)``, as views."""
         return [vector[start:stop] for start, stop in self.dense]

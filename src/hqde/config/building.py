@@ -113,6 +113,7 @@ def build_backend(config: Config) -> Backend:
     return make_backend(
         config.run.backend,
         ray=config.ray,
+        lanes=config.run.lanes,
         threads=config.run.threads,
         balancer=make_balancer(config.run.balance),
     )

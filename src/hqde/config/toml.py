@@ -116,7 +116,8 @@ def without_place(tree: Mapping[str, Any]) -> Tree:
     {'run': {'seed': 0}}
     """
     kept = {name: value for name, value in tree.items() if name not in ("ray", "monitoring")}
-    return kept | {"run": {name: value for name, value in kept.get("run", {}).items() if name != "backend"}}
+    places = ("backend", "lanes")
+    return kept | {"run": {name: value for name, value in kept.get("run", {}).items() if name not in places}}
 
 
 def _build(kind: Any, tree: Any, prefix: str) -> Any:

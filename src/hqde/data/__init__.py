@@ -35,6 +35,7 @@ from hqde.data.examples import (
     TensorExamples,
     cast_targets,
     num_rows,
+    reads_side_by_side,
     take_rows,
 )
 from hqde.data.holdout import hold_out
@@ -82,5 +83,6 @@ __all__ = [
     "make_partitioner",
     "make_splits",
     "num_rows",
+    "reads_side_by_side",
     "take_rows",
 ]

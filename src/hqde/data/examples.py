@@ -143,6 +143,8 @@ class TensorExamples:
     tensor([[0., 0., 1.]])
     """
 
+    side_by_side = True
+
     def __init__(self, inputs: Inputs, targets: Tensor) -> None:
         task: Task = "regression" if targets.is_floating_point() else "classification"
         self.inputs = inputs
@@ -257,6 +259,11 @@ class SubsetExamples:
             self.examples, self.index = examples.examples, examples.index[index]
 
     @property
+    def side_by_side(self) -> bool:
+        """Whether threads may fetch rows at the same time."""
+        return reads_side_by_side(self.examples)
+
+    @property
     def targets(self) -> Tensor:
         """The subset's targets, (k,)."""
         return self.examples.targets[self.index]
@@ -267,6 +274,18 @@ class SubsetExamples:
     def fetch(self, index: Tensor) -> Batch:
         """The subset's rows that ``index`` (k,) int64 names."""
         return self.examples.fetch(self.index[index])
+
+
+def reads_side_by_side(examples: Examples) -> bool:
+    """Whether threads may fetch rows at the same time: from tensors, not with code of the user's.
+
+    What says nothing of itself (an attribute ``side_by_side``) is read by one thread at a time.
+
+    >>> rows = TensorExamples(torch.zeros(2, 1), torch.tensor([0, 1]))
+    >>> reads_side_by_side(SubsetExamples(rows, torch.tensor([1]))), reads_side_by_side(MapExamples([]))
+    (True, False)
+    """
+    return bool(getattr(examples, "side_by_side", False))
 
 
 def split_batch(batch: Any, *, task: Task) -> Batch:

@@ -26,6 +26,7 @@ from hqde.ensemble.packed_weights import PackedWeights, pack_weights
 from hqde.ensemble.pooling import Combiner, FittableCombiner
 from hqde.ensemble.quantum_combiners import EntanglementCombiner, SuperpositionCombiner
 from hqde.ensemble.selection import SelectedMembers, member_bytes, member_latencies_ms, select_members
+from hqde.ensemble.side_by_side import predict_side_by_side
 from hqde.ensemble.stacking import StackingCombiner, fit_exponents
 from hqde.ensemble.storage import Storage, describe_storage
 from hqde.ensemble.voting import PluralityCombiner, WeightedVoteCombiner
@@ -70,6 +71,7 @@ __all__ = [
     "member_bytes",
     "member_latencies_ms",
     "pack_weights",
+    "predict_side_by_side",
     "ready_for_inference",
     "select_members",
 ]

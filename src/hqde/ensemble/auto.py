@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hqde.ensemble.calibration import apply_temperature, fit_temperature
-from hqde.ensemble.pooling import Combiner, checked, equal_weights, weighted_mean
+from hqde.ensemble.pooling import Combiner, Pooling, weighted_mean
 from hqde.ensemble.quantum_combiners import EntanglementCombiner
 from hqde.ensemble.stacking import (
     StackingCombiner,
@@ -23,7 +23,7 @@ LEAST_ROWS = 100
 
 
 @dataclass(frozen=True)
-class AutoCombiner:
+class AutoCombiner(Pooling):
     """The mean, unless held-out rows speak for `StackingCombiner` or `EntanglementCombiner`.
 
     Fitting it gives one of the three. Each is fitted with a temperature to four fifths of the rows and judged
@@ -68,17 +68,9 @@ class AutoCombiner:
         """The same."""
         return self
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """``1/m`` each."""
-        return equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean."""
         return weighted_mean(member_probs, weights)
-
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))
 
 
 def _held_out_losses(combiner: Combiner, member_probs: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """How member probabilities become one prediction.
 
 Every combiner weighs members (``weights``) and pools their probabilities (``pool``); ``combine`` does both.
-Some learn the weights from held-out rows (``fit``). Adding one: a frozen dataclass with these methods and a
-``name``, here or in a file of its own, and a line in ``COMBINERS``.
+Some learn the weights from held-out rows (``fit``). Adding one: a frozen dataclass on ``Pooling``, or on
+``SharePooling`` if it learns, with a ``name``, here or in a file of its own, and a line in ``COMBINERS``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from torch import Tensor
 from hqde.ensemble.auto import LEAST_ROWS, AutoCombiner
 from hqde.ensemble.pooling import Combiner as Combiner
 from hqde.ensemble.pooling import (
-    checked,
-    equal_weights,
+    Pooling,
     softmax_weights,
     weighted_geometric_mean,
     weighted_mean,
@@ -30,7 +29,7 @@ from hqde.errors import ConfigError, PreconditionError, did_you_mean
 
 
 @dataclass(frozen=True)
-class MeanCombiner:
+class MeanCombiner(Pooling):
     """The mean of the members' probabilities: ``p(c) = Σ_m p_m(c) / m``.
 
     Probabilities are averaged, not logits: the mean's NLL is never above the members' mean NLL (Jensen).
@@ -44,21 +43,13 @@ class MeanCombiner:
     name: ClassVar[str] = "mean"
     pools_normals: ClassVar[bool] = True
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """``1/m`` each."""
-        return equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean."""
         return weighted_mean(member_probs, weights)
 
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))
-
 
 @dataclass(frozen=True)
-class EfficiencyCombiner:
+class EfficiencyCombiner(Pooling):
     """The mean of the probabilities weighted by ``softmax(scores)``: ``p(c) = Σ_m w_m p_m(c)``.
 
     Scores lie in [0.1, 1], so no member weighs more than e^0.9 ≈ 2.5 times another.
@@ -79,13 +70,9 @@ class EfficiencyCombiner:
         """The weighted mean."""
         return weighted_mean(member_probs, weights)
 
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c), by the scores (m,)."""
-        return self.pool(*checked(self, member_probs, scores))
-
 
 @dataclass(frozen=True)
-class LogPoolCombiner:
+class LogPoolCombiner(Pooling):
     """The normalised geometric mean: ``p(c) ∝ exp(Σ_m log p_m(c) / m)``, a logarithmic opinion pool.
 
     A class that one member rules out is all but ruled out. Probabilities are kept at or above the smallest
@@ -100,21 +87,13 @@ class LogPoolCombiner:
     name: ClassVar[str] = "log_pool"
     pools_normals: ClassVar[bool] = False
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """``1/m`` each."""
-        return equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted geometric mean, normalised."""
         return weighted_geometric_mean(member_probs, weights)
 
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))
-
 
 @dataclass(frozen=True)
-class MedianCombiner:
+class MedianCombiner(Pooling):
     """The median of the members' probabilities, class by class, normalised.
 
     Fewer than half of the members cannot move any class beyond what the others say. Where the median of all
@@ -130,21 +109,13 @@ class MedianCombiner:
     name: ClassVar[str] = "median"
     pools_normals: ClassVar[bool] = False
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """``1/m`` each."""
-        return equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The median of members with a weight, normalised."""
         return _trimmed(member_probs, weights, 0.5)
 
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))
-
 
 @dataclass(frozen=True)
-class TrimmedMeanCombiner:
+class TrimmedMeanCombiner(Pooling):
     """The mean of the middle half of the members' probabilities, class by class, normalised.
 
     Of m members the ⌊m / 4⌋ smallest and as many of the largest probabilities of every class are left out,
@@ -160,17 +131,9 @@ class TrimmedMeanCombiner:
     name: ClassVar[str] = "trimmed_mean"
     pools_normals: ClassVar[bool] = False
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """``1/m`` each."""
-        return equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The mean of the middle half of members with a weight, normalised."""
         return _trimmed(member_probs, weights, 0.25)
-
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))
 
 
 AnyCombiner = (

@@ -221,8 +221,7 @@ class Ensemble:
         row of ``outside`` is given more of it than a row of ``data``. 1 is perfect, 0.5 is guessing.
         Returns ``{"total": …, "epistemic": …}``, by kind of uncertainty.
 
-        Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution examples"
-        (2017).
+        Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and OOD examples" (2017).
         """
         return self.ood_auroc_of(
             *(self.predict_members(rows, batch_size=batch_size) for rows in (data, outside))
@@ -248,10 +247,10 @@ class Ensemble:
         """``evaluate`` from predictions at hand, as ``predict_labelled`` returns them."""
         if len(targets) == 0:
             raise PreconditionError("there are 0 rows to evaluate on: give at least one.")
-        combined, ids = self.combine(member_predictions), self.member_ids
+        given, ids = (member_predictions, self.combine(member_predictions), targets), self.member_ids
         if self.schema.task == "regression":
-            return evaluate_regression(member_predictions, combined, targets, member_ids=ids, loss=self.loss)
-        return evaluate_classification(member_predictions, combined, targets, member_ids=ids)
+            return evaluate_regression(*given, member_ids=ids, loss=self.loss)
+        return evaluate_classification(*given, member_ids=ids)
 
     def calibrate(self, validation: Any, *, batch_size: int = BATCH_SIZE) -> Ensemble:
         """A new ensemble of the same members, its temperature fitted on held-out rows.
@@ -268,7 +267,7 @@ class Ensemble:
 
     def with_temperature(self, temperature: float) -> Ensemble:
         """A new ensemble of the same members with another temperature."""
-        return Ensemble(**{**artefact_content(self), "temperature": temperature})
+        return self._with(temperature=temperature)
 
     def fit_combiner(
         self, combiner: str | Combiner, data: Any, *, calibrate: bool = True, batch_size: int = BATCH_SIZE
@@ -279,7 +278,7 @@ class Ensemble:
 
     def with_combiner(self, combiner: Combiner, temperature: float = 1.0) -> Ensemble:
         """A new ensemble of the same members with another combiner, as it is."""
-        return Ensemble(**{**artefact_content(self), "combiner": combiner, "temperature": temperature})
+        return self._with(combiner=combiner, temperature=temperature)
 
     def sample(
         self, data: Any, num_samples: int = 1, *, seed: int = 0, batch_size: int = BATCH_SIZE
@@ -293,7 +292,7 @@ class Ensemble:
         members, combiner = [self.members[position] for position in positions], self.combiner
         if isinstance(combiner, FittableCombiner):
             combiner = combiner.of_members(positions)
-        return Ensemble(**{**artefact_content(self), "members": members, "combiner": combiner})
+        return self._with(members=members, combiner=combiner)
 
     def for_inference(self, precision: InferencePrecision = "fp32") -> Ensemble:
         """A new ensemble that predicts the same but for rounding, and faster; it cannot be saved.
@@ -305,8 +304,8 @@ class Ensemble:
         )
 
     def with_members(self, members: Sequence[Member]) -> Ensemble:
-        """A new ensemble of other members, with everything else as it is here."""
-        return Ensemble(**{**artefact_content(self), "members": members})
+        """A new ensemble of other members, all else as it is here."""
+        return self._with(members=members)
 
     def compress(
         self,
@@ -318,14 +317,8 @@ class Ensemble:
         batch_size: int = BATCH_SIZE,
     ) -> Ensemble:
         """A new ensemble of quantised weights, saved as packed codes; see ``compress_ensemble`` for all."""
-        return compress_ensemble(
-            self,
-            bits=bits,
-            budget_bytes=budget_bytes,
-            max_accuracy_loss=max_accuracy_loss,
-            data=data,
-            batch_size=batch_size,
-        ).ensemble
+        goal: Any = {"bits": bits, "budget_bytes": budget_bytes, "max_accuracy_loss": max_accuracy_loss}
+        return compress_ensemble(self, **goal, data=data, batch_size=batch_size).ensemble
 
     def to_torch_module(self) -> EnsembleModule:
         """A module whose ``forward`` takes raw inputs and returns what ``combine`` would, for export.
@@ -372,9 +365,8 @@ class Ensemble:
             path: the artefact's directory.
             model_class: your model's class where it cannot be imported (because it was defined in a script or
                 notebook), or a dict of classes by saved name where there are several.
-            low_memory: keep the weights of a compressed artefact packed; each layer's are decoded when it
-                computes. Predictions have the same bits, and take longer. Models of your own
-                are built whole first, one after the other.
+            low_memory: keep a compressed artefact's weights packed, and decode each layer's when it
+                computes: the same bits, more slowly. Models of your own are built whole first, in turn.
 
         Raises:
             ArtefactError: a file is missing, altered or cut short, of a newer format, or does not fit its
@@ -387,6 +379,9 @@ class Ensemble:
             raise ArtefactError(
                 f"{path}: manifest.json describes no ensemble ({problem}): copy it again or retrain."
             ) from problem
+
+    def _with(self, **changes: Any) -> Ensemble:
+        return Ensemble(**{**artefact_content(self), **changes})
 
     def _predict(self, batches: Any) -> Tensor:
         return predict_members(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -63,6 +65,71 @@ class FittableCombiner(Combiner, Protocol):
         ...
 
 
+class Pooling(ABC):
+    """What every combiner here inherits: equal weights, and how weights and pool become a combination."""
+
+    name: ClassVar[str]
+    pools_normals: ClassVar[bool]
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """``1/m`` each, (m,) float32, from the members' scores (m,)."""
+        return equal_weights(scores)
+
+    @abstractmethod
+    def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
+        """Probabilities (n, c) from those of the members (m, n, c) and their weights (m,)."""
+
+    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
+        """Probabilities (n, c) from (m, n, c), by the weights that the scores (m,) give.
+
+        Raises:
+            PreconditionError: shapes that do not fit.
+            NonFiniteError: NaN or infinity in either.
+        """
+        if member_probs.ndim != 3 or scores.shape != member_probs.shape[:1] or len(scores) == 0:
+            raise PreconditionError(
+                f"combining needs probabilities (members, rows, classes) and one score per member, got "
+                f"{tuple(member_probs.shape)} and {tuple(scores.shape)}."
+            )
+        if not bool(torch.isfinite(member_probs).all()) or not bool(torch.isfinite(scores).all()):
+            raise NonFiniteError(
+                "member probabilities and scores must be finite: check the members' weights."
+            )
+        return self.pool(member_probs, self.weights(scores.to(member_probs.device)))
+
+
+class SharePooling(Pooling):
+    """A combiner that learns one share per member, in its field ``shares``; empty before fitting."""
+
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.shares and not (min(self.shares) >= 0.0 and abs(sum(self.shares) - 1.0) <= 1e-6):
+            raise PreconditionError(
+                f"the shares of combiner {self.name!r} are at least 0 and sum to 1, got {list(self.shares)}."
+            )
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """The shares; before fitting, what the scores say.
+
+        Raises:
+            PreconditionError: they were fitted for another number of members.
+        """
+        if not self.shares:
+            return self.unfitted_weights(scores)
+        check_num_members(cast(Combiner, self), len(scores))
+        return torch.tensor(self.shares, dtype=torch.float64, device=scores.device).to(torch.float32)
+
+    def unfitted_weights(self, scores: Tensor) -> Tensor:
+        """Weights before fitting: ``1/m`` each."""
+        return equal_weights(scores)
+
+    def of_members(self, positions: Sequence[int]) -> Self:
+        """For the members at these positions, their shares made to sum to 1 again."""
+        kept: Self = replace(cast(Any, self), shares=shares_of(self.shares, positions))
+        return kept
+
+
 def equal_weights(scores: Tensor) -> Tensor:
     """``1/m`` each, (m,) float32."""
     return torch.full((len(scores),), 1.0 / len(scores), dtype=torch.float32, device=scores.device)
@@ -82,16 +149,6 @@ def weighted_geometric_mean(member_probs: Tensor, weights: Tensor) -> Tensor:
     """``p(c) ∝ exp(Σ_m w_m log p_m(c))``, probabilities kept at or above the smallest normal number."""
     logs = member_probs.clamp_min(torch.finfo(member_probs.dtype).tiny).log()
     return torch.softmax(weighted_mean(logs, weights), dim=-1)
-
-
-def fitted_weights(combiner: FittableCombiner, scores: Tensor) -> Tensor:
-    """The fitted shares, (m,) float32.
-
-    Raises:
-        PreconditionError: they were fitted for another number of members.
-    """
-    check_num_members(combiner, len(scores))
-    return torch.tensor(combiner.shares, dtype=torch.float64, device=scores.device).to(torch.float32)
 
 
 def check_num_members(combiner: Combiner, num_members: int) -> None:
@@ -115,28 +172,3 @@ def shares_of(shares: Sequence[float], positions: Sequence[int]) -> tuple[float,
     kept = [shares[position] for position in positions]
     total = sum(kept)
     return tuple(share / total for share in kept) if total > 0 else (1.0 / len(kept),) * len(kept)
-
-
-def check_shares(name: str, shares: Sequence[float]) -> None:
-    """Refuse shares that are negative or do not sum to 1; none at all are fine."""
-    if shares and not (all(share >= 0.0 for share in shares) and abs(sum(shares) - 1.0) <= 1e-6):
-        raise PreconditionError(
-            f"the shares of combiner {name!r} are at least 0 and sum to 1, got {list(shares)}."
-        )
-
-
-def checked(combiner: Combiner, member_probs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The members' probabilities and their weights, after both have been looked at.
-
-    Raises:
-        PreconditionError: shapes that do not fit.
-        NonFiniteError: NaN or infinity in either.
-    """
-    if member_probs.ndim != 3 or scores.shape != member_probs.shape[:1] or len(scores) == 0:
-        raise PreconditionError(
-            f"combining needs probabilities (members, rows, classes) and one score per member, got "
-            f"{tuple(member_probs.shape)} and {tuple(scores.shape)}."
-        )
-    if not bool(torch.isfinite(member_probs).all()) or not bool(torch.isfinite(scores).all()):
-        raise NonFiniteError("member probabilities and scores must be finite: check the members' weights.")
-    return member_probs, combiner.weights(scores.to(member_probs.device))

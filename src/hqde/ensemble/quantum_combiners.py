@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -10,11 +9,7 @@ import torch
 from torch import Tensor
 
 from hqde.ensemble.pooling import (
-    check_shares,
-    checked,
-    equal_weights,
-    fitted_weights,
-    shares_of,
+    SharePooling,
     softmax_weights,
     weighted_mean,
 )
@@ -25,7 +20,7 @@ from hqde.quantum.superposition import check_coherence
 
 
 @dataclass(frozen=True)
-class SuperpositionCombiner:
+class SuperpositionCombiner(SharePooling):
     """Superposition: the members' amplitudes ``√(w_m p_m)`` are added and squared (Born's rule).
 
     In plain mathematics: ``p ∝ (1 − g) Σ_m w_m p_m + g (Σ_m √(w_m p_m))²``, with weights ``w =
@@ -56,7 +51,7 @@ class SuperpositionCombiner:
 
     def __post_init__(self) -> None:
         check_coherence(self.coherence)
-        check_shares(self.name, self.shares)
+        super().__post_init__()
 
     def fit(self, member_predictions: Tensor, targets: Tensor) -> Self:
         """With the members' confidence and the coherence from held-out rows."""
@@ -66,25 +61,17 @@ class SuperpositionCombiner:
         coherence = fit_coherence(member_predictions, targets, weights)
         return replace(self, coherence=coherence, shares=tuple(weights.tolist()))
 
-    def of_members(self, positions: Sequence[int]) -> Self:
-        """For the members at these positions."""
-        return replace(self, shares=shares_of(self.shares, positions))
-
-    def weights(self, scores: Tensor) -> Tensor:
-        """The shares; the softmax of the scores before fitting."""
-        return fitted_weights(self, scores) if self.shares else softmax_weights(scores)
+    def unfitted_weights(self, scores: Tensor) -> Tensor:
+        """The softmax of the scores."""
+        return softmax_weights(scores)
 
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """`hqde.quantum.superpose`."""
         return superpose(member_probs, weights, self.coherence)
 
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); before fitting by the scores (m,)."""
-        return self.pool(*checked(self, member_probs, scores))
-
 
 @dataclass(frozen=True)
-class EntanglementCombiner:
+class EntanglementCombiner(SharePooling):
     """Entanglement: members are weighted by how their errors correlate.
 
     In plain mathematics: the mean ``Σ_m w_m p_m`` with the weights of least Brier score, ``argmin wᵀ E w``
@@ -107,26 +94,11 @@ class EntanglementCombiner:
     name: ClassVar[str] = "entanglement"
     pools_normals: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_shares(self.name, self.shares)
-
     def fit(self, member_predictions: Tensor, targets: Tensor) -> Self:
         """With the minimum-variance weights of held-out rows."""
         gram, shrink = shrinkage(member_predictions, targets)
         return replace(self, shares=tuple(minimum_variance_weights(gram, shrink=shrink).tolist()))
 
-    def of_members(self, positions: Sequence[int]) -> Self:
-        """For the members at these positions."""
-        return replace(self, shares=shares_of(self.shares, positions))
-
-    def weights(self, scores: Tensor) -> Tensor:
-        """The shares; ``1/m`` each before fitting."""
-        return fitted_weights(self, scores) if self.shares else equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted mean."""
         return weighted_mean(member_probs, weights)
-
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))

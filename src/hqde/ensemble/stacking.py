@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from hqde.ensemble.pooling import (
-    check_shares,
-    checked,
-    equal_weights,
-    fitted_weights,
-    shares_of,
+    SharePooling,
     weighted_geometric_mean,
 )
 from hqde.metrics.checks import check_member_probs
@@ -29,7 +25,7 @@ MOST_NUMBERS = 2**27  # in double precision; more are kept in single
 
 
 @dataclass(frozen=True)
-class StackingCombiner:
+class StackingCombiner(SharePooling):
     """The log-linear pool with fitted exponents: ``p(c) ∝ exp(Σ_m a_m log p_m(c))``, ``a_m ≥ 0``.
 
     The exponents are those of `fit_exponents`. Their sum is what a temperature does, so it is kept as one:
@@ -53,30 +49,15 @@ class StackingCombiner:
     name: ClassVar[str] = "stacking"
     pools_normals: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_shares(self.name, self.shares)
-
     def fit(self, member_predictions: Tensor, targets: Tensor) -> Self:
         """With the shares of `fit_exponents`, at the spread of `choose_spread`."""
         spread = choose_spread(member_predictions, targets)
         exponents = fit_exponents(member_predictions, targets, spread=spread)
         return replace(self, shares=tuple((exponents / exponents.sum()).tolist()))
 
-    def of_members(self, positions: Sequence[int]) -> Self:
-        """For the members at these positions."""
-        return replace(self, shares=shares_of(self.shares, positions))
-
-    def weights(self, scores: Tensor) -> Tensor:
-        """The shares; ``1/m`` each before fitting."""
-        return fitted_weights(self, scores) if self.shares else equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weighted geometric mean, normalised."""
         return weighted_geometric_mean(member_probs, weights)
-
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))
 
 
 def fit_exponents(member_probs: Tensor, targets: Tensor, *, spread: float = 2.0) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -10,10 +9,8 @@ import torch
 from torch import Tensor
 
 from hqde.ensemble.pooling import (
-    check_shares,
-    checked,
-    equal_weights,
-    fitted_weights,
+    Pooling,
+    SharePooling,
     shares_of,
     softmax_weights,
     weighted_mean,
@@ -22,7 +19,7 @@ from hqde.metrics.checks import check_member_probs
 
 
 @dataclass(frozen=True)
-class PluralityCombiner:
+class PluralityCombiner(Pooling):
     """The share of members whose most probable class it is: ``p(c) = #{m: argmax p_m = c} / m``.
 
     Of equally probable classes the first gets the vote. How sure a member is plays no part, and a class
@@ -35,21 +32,13 @@ class PluralityCombiner:
     name: ClassVar[str] = "plurality"
     pools_normals: ClassVar[bool] = False
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """``1/m`` each."""
-        return equal_weights(scores)
-
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weight of each class's votes."""
         return weighted_mean(_votes(member_probs), weights)
 
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); the scores (m,) play no part."""
-        return self.pool(*checked(self, member_probs, scores))
-
 
 @dataclass(frozen=True)
-class WeightedVoteCombiner:
+class WeightedVoteCombiner(SharePooling):
     """Votes weighted by how much better than guessing a member is: ``p(c) = Σ_{m: argmax p_m = c} w_m``.
 
     Fitted, ``w_m ∝ max(0, log[a_m (C − 1) / (1 − a_m)])`` for a member that is right in a share ``a_m`` of
@@ -71,9 +60,6 @@ class WeightedVoteCombiner:
     name: ClassVar[str] = "weighted_vote"
     pools_normals: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check_shares(self.name, self.shares)
-
     def fit(self, member_predictions: Tensor, targets: Tensor) -> Self:
         """With shares from the members' accuracies, counted with half a row more on either side."""
         check_member_probs(member_predictions, targets)
@@ -81,21 +67,13 @@ class WeightedVoteCombiner:
         odds = (right + 0.5) / (len(targets) - right + 0.5) * (member_predictions.shape[2] - 1)
         return replace(self, shares=shares_of(odds.log().clamp_min(0.0).tolist(), range(len(odds))))
 
-    def of_members(self, positions: Sequence[int]) -> Self:
-        """For the members at these positions."""
-        return replace(self, shares=shares_of(self.shares, positions))
-
-    def weights(self, scores: Tensor) -> Tensor:
-        """The shares; the softmax of the scores before fitting."""
-        return fitted_weights(self, scores) if self.shares else softmax_weights(scores)
+    def unfitted_weights(self, scores: Tensor) -> Tensor:
+        """The softmax of the scores."""
+        return softmax_weights(scores)
 
     def pool(self, member_probs: Tensor, weights: Tensor) -> Tensor:
         """The weight of each class's votes."""
         return weighted_mean(_votes(member_probs), weights)
-
-    def combine(self, member_probs: Tensor, scores: Tensor) -> Tensor:
-        """Probabilities (n, c) from (m, n, c); before fitting by the scores (m,)."""
-        return self.pool(*checked(self, member_probs, scores))
 
 
 def _votes(member_probs: Tensor) -> Tensor:

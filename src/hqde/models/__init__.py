@@ -2,6 +2,7 @@
 
 from hqde.models.calling import ModelInputs, call_model
 from hqde.models.cnn import CNN
+from hqde.models.dropout import Dropout, draw_dropout_from
 from hqde.models.mlp import MLP
 from hqde.models.normalization import NORMS
 from hqde.models.resnet import ResNet18
@@ -14,10 +15,12 @@ __all__ = [
     "JSON",
     "MLP",
     "NORMS",
+    "Dropout",
     "ModelFactory",
     "ModelInputs",
     "ModelSpec",
     "ResNet18",
     "call_model",
+    "draw_dropout_from",
     "model_spec",
 ]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hqde.errors import ConfigError
-from hqde.models.arguments import check_count, check_counts, check_dropout_rate, check_image_shape
+from hqde.models.arguments import check_count, check_counts, check_image_shape
+from hqde.models.dropout import Dropout
 from hqde.models.normalization import norm_layer
 
 
@@ -59,7 +60,7 @@ class CNN(nn.Module):
             ]
             width, height, breadth = next_width, height // 2, breadth // 2
         self.body = nn.Sequential(*blocks)
-        self.dropout = nn.Dropout(check_dropout_rate(dropout_rate))
+        self.dropout = Dropout(dropout_rate)
         self.head = nn.Linear(width * height * breadth, check_count("num_outputs", num_outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hqde.errors import ConfigError
 from hqde.models.arguments import check_count, check_counts, check_dropout_rate
+from hqde.models.dropout import Dropout
 from hqde.models.normalization import norm_layer
 
 
@@ -52,7 +53,7 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         for next_width in check_counts("hidden", hidden):
             layers += [nn.Linear(width, next_width), norm_layer(norm, next_width, spatial=False)]
-            layers += [nn.ReLU(), nn.Dropout(rate)]
+            layers += [nn.ReLU(), Dropout(rate)]
             width = next_width
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(width, check_count("num_outputs", num_outputs))

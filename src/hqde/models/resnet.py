@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hqde.models.arguments import check_count, check_dropout_rate, check_image_shape
+from hqde.models.arguments import check_count, check_image_shape
+from hqde.models.dropout import Dropout
 from hqde.models.normalization import norm_layer
 
 MIN_SIDE = 8
@@ -86,7 +87,7 @@ class ResNet18(nn.Module):
             ]
             width = next_width
         self.body = nn.Sequential(*blocks)
-        self.dropout = nn.Dropout(check_dropout_rate(dropout_rate))
+        self.dropout = Dropout(dropout_rate)
         self.head = nn.Linear(width, check_count("num_outputs", num_outputs))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

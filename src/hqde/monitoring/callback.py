@@ -48,6 +48,10 @@ class Callback(Protocol):
         """A look at the machine: a line of ``resources.jsonl``."""
         ...
 
+    def on_node_sample(self, sample: Json) -> None:
+        """A look at another machine of the cluster, ``node``: a line of ``nodes.jsonl``."""
+        ...
+
     def on_end(self, metrics: Json | None) -> None:
         """The run is over: ``metrics.json``, or ``None`` where it did not come to its end."""
         ...
@@ -79,6 +83,10 @@ class Callbacks:
     def on_sample(self, sample: Json) -> None:
         """Tell all."""
         self._tell("on_sample", sample)
+
+    def on_node_sample(self, sample: Json) -> None:
+        """Tell all."""
+        self._tell("on_node_sample", sample)
 
     def on_end(self, metrics: Json | None) -> None:
         """Tell all."""

@@ -47,6 +47,10 @@ class MlflowExporter:
         for name, value in resource_scalars(sample).items():
             self._client.log_metric(self._run_id, name, value, step=int(sample["monotonic_s"] - began))
 
+    def on_node_sample(self, sample: Mapping[str, Any]) -> None:
+        """Another machine's figures, over the same clock."""
+        self.on_sample(sample)
+
     def on_end(self, metrics: Mapping[str, Any] | None) -> None:
         """Log the final figures and end the MLflow run."""
         for name in ("accuracy", "nll", "brier", "ece", "rmse", "crps"):

@@ -31,6 +31,7 @@ class Probes:
         disk: a path on the file system whose free space is watched; it need not exist yet.
         children: also look at the processes that this one started, and at theirs: Ray's workers on this
             machine are among them.
+        siblings: likewise at all processes of this one's parent: Ray's workers, for one of them.
         gpus: how GPUs are read.
 
     Example:
@@ -40,10 +41,15 @@ class Probes:
     """
 
     def __init__(
-        self, *, disk: Path | str = ".", children: bool = False, gpus: GpuProbe | None = None
+        self,
+        *,
+        disk: Path | str = ".",
+        children: bool = False,
+        siblings: bool = False,
+        gpus: GpuProbe | None = None,
     ) -> None:
         self._disk = Path(disk)
-        self._children = children
+        self._children, self._siblings = children, siblings
         self._gpus = gpus or GpuProbe()
         self._warned: set[str] = set()
         self._count = 0
@@ -140,7 +146,7 @@ class Probes:
         return totals, (rates[0], rates[1])
 
     def _look_at_processes(self, now: float) -> tuple[ProcessMetrics, ...]:
-        if not self._processes or (self._children and self._count % CHILDREN_EVERY == 0):
+        if not self._processes or ((self._children or self._siblings) and self._count % CHILDREN_EVERY == 0):
             found = self._read("this run's processes", self._find_processes) or []
             # The old objects stay: they know when their process began, and that its id is not used again.
             self._processes = {process.pid: self._processes.get(process.pid, process) for process in found}
@@ -150,7 +156,9 @@ class Probes:
 
     def _find_processes(self) -> list[psutil.Process]:
         own = psutil.Process()
-        return [own, *(own.children(recursive=True) if self._children else ())]
+        root = own.parent() if self._siblings else own if self._children else None
+        others = () if root is None else root.children(recursive=True)
+        return [own, *(process for process in others if process.pid != own.pid)]
 
     def _look_at(self, process: psutil.Process, now: float) -> ProcessMetrics | None:
         try:

@@ -16,7 +16,7 @@ class PrometheusExporter:
     """Serves ``/metrics`` while the run goes: rounds, workers, members, events and the machine.
 
     Names carry their unit (``_bytes``, ``_seconds``, ``_ratio``); labels are ``run``, ``worker``, ``group``,
-    ``phase``, ``kind`` and ``gpu``.
+    ``phase``, ``kind``, ``gpu`` and ``node``.
 
     Args:
         port: 0 takes any free one.
@@ -50,6 +50,7 @@ class PrometheusExporter:
         self._record: Mapping[str, Any] | None = None
         self._validation: Mapping[str, Any] | None = None
         self._sample: Mapping[str, Any] | None = None
+        self._nodes: dict[str, Mapping[str, Any]] = {}
         self._sums: dict[tuple[str, Labels], float] = {}
         registry = CollectorRegistry()
         registry.register(self)
@@ -90,6 +91,11 @@ class PrometheusExporter:
         with self._lock:
             self._sample = sample
 
+    def on_node_sample(self, sample: Mapping[str, Any]) -> None:
+        """Take over another machine's figures."""
+        with self._lock:
+            self._nodes[sample["node"]] = sample
+
     def on_end(self, metrics: Mapping[str, Any] | None) -> None:  # noqa: ARG002 - the service ends with the run
         """Stop serving."""
         self.close()
@@ -108,7 +114,7 @@ class PrometheusExporter:
     def collect(self) -> Iterator[Any]:
         """The figures as they stand, as Prometheus families."""
         with self._lock:
-            found = [*self._totals(), *self._round(), *self._members(), *self._machine()]
+            found = [*self._totals(), *self._round(), *self._members(), *self._machine(), *self._others()]
         yield from found
 
     def _add(self, name: str, labels: Labels, amount: float) -> None:
@@ -200,6 +206,22 @@ class PrometheusExporter:
         ):
             rows = [((str(g["index"]),), None if g[key] is None else g[key] * unit) for g in gpus]
             yield from self._family(name, "Of a GPU.", ("gpu",), rows)
+
+    def _others(self) -> Iterator[Any]:
+        for name, key, unit, help_text in (
+            ("hqde_node_cpu_ratio", "cpu_percent", 0.01, "Share of all cores that is busy."),
+            ("hqde_node_memory_used_ratio", "memory_percent", 0.01, "Of the node, or its container."),
+            ("hqde_node_run_cpu_cores", "process_cpu_percent", 0.01, "Cores that Ray's workers keep busy."),
+            ("hqde_node_run_resident_memory_bytes", "process_rss_bytes", 1, "Of Ray's workers."),
+            ("hqde_node_disk_free_bytes", "disk_free_bytes", 1, "Where Ray's workers are."),
+            ("hqde_node_gpu_utilization_ratio", "gpu_utilization", 0.01, "Mean over the node's GPUs."),
+            ("hqde_node_gpu_memory_used_bytes", "gpu_memory_used_gb", 2**30, "All GPUs of the node."),
+        ):
+            rows = [
+                ((node,), None if sample.get(key) is None else sample[key] * unit)
+                for node, sample in sorted(self._nodes.items())
+            ]
+            yield from self._family(name, help_text, ("node",), rows)
 
     def _gauge(self, name: str, help_text: str, value: float | None) -> Iterator[Any]:
         yield from self._family(name, help_text, (), [((), value)])

@@ -59,5 +59,8 @@ def resource_scalars(sample: Mapping[str, Any]) -> dict[str, float]:
 
     >>> resource_scalars({"cpu_percent": 12.5, "gpu_utilization": None})
     {'resources/cpu_percent': 12.5}
+    >>> resource_scalars({"node": "b", "cpu_percent": 12.5})
+    {'resources/b/cpu_percent': 12.5}
     """
-    return {f"resources/{name}": value for name in RESOURCES if (value := sample.get(name)) is not None}
+    where = f"resources/{sample['node']}" if "node" in sample else "resources"
+    return {f"{where}/{name}": value for name in RESOURCES if (value := sample.get(name)) is not None}

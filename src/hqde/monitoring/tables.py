@@ -13,7 +13,12 @@ from hqde.errors import ConfigError, MissingExtraError, RunError, did_you_mean
 
 Row = dict[str, Any]
 FORMATS = ("csv", "parquet", "jsonl")
-SOURCES = {"resources": "resources.jsonl", "history": "history.jsonl", "events": "events.jsonl"}
+SOURCES = {
+    "resources": "resources.jsonl",
+    "nodes": "nodes.jsonl",
+    "history": "history.jsonl",
+    "events": "events.jsonl",
+}
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> Row:
@@ -51,10 +56,14 @@ def read_lines(path: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
-            if number < len(lines):
-                raise RunError(f"{path} line {number} is not valid JSON: {error}") from error
+            if number == len(lines):
+                break
+            raise RunError(f"{path} line {number} is not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{path} line {number} must hold a JSON object, got a {type(record).__name__}")
+        found.append(record)
     return found
 
 
@@ -91,7 +100,7 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 def export_tables(
     run: Path, kind: str, out: Path | None = None, *, names: Iterable[str] = SOURCES
 ) -> list[Path]:
-    """A run's resources, history, workers and events as tables.
+    """A run's resources, those of other machines, its history, workers and events as tables.
 
     ``history`` has a row for each round, ``workers`` one for each worker in each round.
 
@@ -99,7 +108,7 @@ def export_tables(
         run: its directory.
         kind: ``csv``, ``parquet`` or ``jsonl``.
         out: the directory to write to; the run's own if left out.
-        names: which of ``resources``, ``history``, ``events``.
+        names: which of ``resources``, ``nodes``, ``history``, ``events``.
 
     Returns:
         the files, for what the run has.

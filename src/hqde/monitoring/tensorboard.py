@@ -50,6 +50,10 @@ class TensorBoardExporter:
                 name, value, int(sample["monotonic_s"] - began), walltime=sample["timestamp"]
             )
 
+    def on_node_sample(self, sample: Mapping[str, Any]) -> None:
+        """Another machine's figures, over the same clock."""
+        self.on_sample(sample)
+
     def on_end(self, metrics: Mapping[str, Any] | None) -> None:
         """Write the final figures and close."""
         for name in ("accuracy", "nll", "brier", "ece", "rmse", "crps"):

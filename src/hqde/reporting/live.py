@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hqde.errors import RunError
+from hqde.reporting.reading import check_run
 
 KEPT_SAMPLES = 600
 KEPT_ROUNDS = 240
@@ -113,6 +113,7 @@ class LiveRun:
         workers: by id.
         ensemble, effective: accuracy (or loss) and effective members of the newest validated rounds.
         samples: the newest lines of ``resources.jsonl``.
+        nodes: the newest line of ``nodes.jsonl`` of each other machine.
         events: the newest lines of ``events.jsonl``.
         counts: events by kind.
         phases: seconds by phase, over all rounds.
@@ -123,17 +124,13 @@ class LiveRun:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise RunError(f"{path} is not a run: there is no such directory")
-        if not any((self.path / name).exists() for name in ("config.toml", "history.jsonl")):
-            raise RunError(
-                f"{path} is not a run: it holds neither config.toml nor history.jsonl. "
-                "Name the directory that hqde train --out wrote."
-            )
+        check_run(self.path)
         self._history = Tail(self.path / "history.jsonl")
         self._events = Tail(self.path / "events.jsonl")
         self._resources = Tail(self.path / "resources.jsonl")
+        self._nodes = Tail(self.path / "nodes.jsonl")
         self.samples: deque[Json] = deque(maxlen=KEPT_SAMPLES)
+        self.nodes: dict[str, Json] = {}
         self.events: deque[Json] = deque(maxlen=KEPT_EVENTS)
         self.counts: Counter[str] = Counter()
         self.metrics: Json | None = None
@@ -154,7 +151,7 @@ class LiveRun:
     @property
     def broken_lines(self) -> int:
         """Lines that could not be read."""
-        return self._history.broken + self._events.broken + self._resources.broken
+        return sum(tail.broken for tail in (self._history, self._events, self._resources, self._nodes))
 
     def status(self, now: float | None = None) -> str:
         """``finished``, ``running``, ``waiting`` (for the first round), or for how long nothing was written.
@@ -186,8 +183,10 @@ class LiveRun:
         if fresh:
             self.samples.clear()
         self.samples.extend(samples)
+        _, seen = self._nodes.read()
+        self.nodes.update({str(sample.get("node")): sample for sample in seen})
         ended = self._read_metrics()
-        return bool(rounds or events or samples or ended)
+        return bool(rounds or events or samples or seen or ended)
 
     def series(self, name: str) -> list[float | None]:
         """One figure of the newest samples, oldest first."""
@@ -209,6 +208,7 @@ class LiveRun:
             "phases": dict(self.phases),
             "events": dict(self.counts),
             "sample": dict(self.samples[-1]) if self.samples else None,
+            "nodes": {node: dict(sample) for node, sample in sorted(self.nodes.items())},
             "broken_lines": self.broken_lines,
         }
 

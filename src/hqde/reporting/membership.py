@@ -122,12 +122,7 @@ def _members_table(record: RunRecord, members: Sequence[Document], ensemble: Doc
 def _disagreement(record: RunRecord) -> Figure | None:
     """The share of test examples on which two members name different classes, for every pair."""
     matrix = record.evaluation.matrix("disagreement_matrix") if record.evaluation else []
-    pairs = [
-        (value, i, j)
-        for i, row in enumerate(matrix)
-        for j, value in enumerate(row)
-        if i < j and value is not None
-    ]
+    pairs = _pairs(matrix)
     if not pairs:
         return None
     top, first, second = max(pairs)
@@ -147,12 +142,7 @@ def _disagreement(record: RunRecord) -> Figure | None:
 def _entanglement(record: RunRecord) -> Figure | None:
     """How much the probabilities of two members overlap, for every pair."""
     matrix = record.evaluation.matrix("entanglement_matrix") if record.evaluation else []
-    pairs = [
-        (value, i, j)
-        for i, row in enumerate(matrix)
-        for j, value in enumerate(row)
-        if i < j and value is not None
-    ]
+    pairs = _pairs(matrix)
     if not pairs:
         return None
     (low, first, second), (top, _, _) = min(pairs), max(pairs)
@@ -166,6 +156,16 @@ def _entanglement(record: RunRecord) -> Figure | None:
     )
     floor = low - 0.25 * (top - low)  # the least cell is not blank
     return _matrix_figure(title, note, "The overlaps in numbers", matrix, floor, top)
+
+
+def _pairs(matrix: Sequence[Sequence[float | None]]) -> list[tuple[float, int, int]]:
+    """What is known of each two members, with their positions."""
+    return [
+        (value, i, j)
+        for i, row in enumerate(matrix)
+        for j, value in enumerate(row)
+        if i < j and value is not None
+    ]
 
 
 def _matrix_figure(

@@ -35,16 +35,8 @@ def read_run(run_dir: Path) -> RunRecord:
         RunError: the directory is not a run, holds no finished round, or holds broken JSON (naming the line).
     """
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise RunError(
-            f"{run_dir} is not a run: there is no such directory. Name what hqde train --out wrote."
-        )
+    check_run(run_dir)
     history, config = run_dir / "history.jsonl", run_dir / "config.toml"
-    if not history.exists() and not config.exists():
-        raise RunError(
-            f"{run_dir} is not a run: it holds neither history.jsonl nor config.toml. "
-            "Name the directory that hqde train --out wrote."
-        )
     rounds = {line.round_index: line for line in map(_round, _read_lines(history))}
     if not rounds:
         raise RunError(
@@ -58,7 +50,21 @@ def read_run(run_dir: Path) -> RunRecord:
         metrics=_read_object(run_dir / "metrics.json"),
         evaluation=_read_object(run_dir / "evaluation.json"),
         resources=_resources(_read_lines(run_dir / "resources.jsonl")),
+        nodes=_nodes(_read_lines(run_dir / "nodes.jsonl")),
     )
+
+
+def check_run(run_dir: Path) -> None:
+    """Refuse a directory that no run was written to, with RunError."""
+    if not run_dir.is_dir():
+        raise RunError(
+            f"{run_dir} is not a run: there is no such directory. Name what hqde train --out wrote."
+        )
+    if not any((run_dir / name).exists() for name in ("config.toml", "history.jsonl")):
+        raise RunError(
+            f"{run_dir} is not a run: it holds neither history.jsonl nor config.toml. "
+            "Name the directory that hqde train --out wrote."
+        )
 
 
 def _read_text(path: Path) -> str:
@@ -193,3 +199,10 @@ def _resources(lines: list[Document]) -> tuple[ResourceSample, ...]:
             where = None if round_index is None else int(round_index)
             found.append(ResourceSample(timestamp, where, line.text("phase"), numbers))
     return tuple(found)
+
+
+def _nodes(lines: list[Document]) -> dict[str, tuple[ResourceSample, ...]]:
+    by_node: dict[str, list[Document]] = {}
+    for line in lines:
+        by_node.setdefault(line.text("node"), []).append(line)
+    return {node: _resources(found) for node, found in sorted(by_node.items())}

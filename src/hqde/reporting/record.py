@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from hqde.reporting.document import Document
@@ -99,6 +99,7 @@ class RunRecord:
         metrics: ``metrics.json``, or ``None`` while the run has not ended.
         evaluation: ``evaluation.json``, or ``None`` while the test split has not been looked at.
         resources: samples of the machine, in the order of time; empty where it was not watched.
+        nodes: likewise of the other machines of a cluster, by name.
     """
 
     name: str
@@ -108,6 +109,7 @@ class RunRecord:
     metrics: Document | None
     evaluation: Document | None
     resources: tuple[ResourceSample, ...] = ()
+    nodes: Mapping[str, tuple[ResourceSample, ...]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -15,6 +15,7 @@ from hqde.reporting.record import Event, ResourceSample, RunRecord
 from hqde.reporting.scales import byte_unit, bytes_text, percent, seconds_text, short
 from hqde.reporting.timeline import Mark, Series, Timeline, curve_figure
 
+MOST_NODES = 8  # with a curve each
 # A pause of more intervals than this is a run that was interrupted and resumed.
 LONGEST_GAP = 20.0
 MOST_ROUND_MARKS = 12
@@ -40,6 +41,7 @@ def resource_figures(record: RunRecord) -> list[Figure]:
         _memory(samples, span),
         _gpu_memory(samples, span),
         _traffic(samples, span),
+        _nodes(record.nodes, samples, span),
     ]
     return [figure for figure in figures if figure is not None]
 
@@ -199,3 +201,48 @@ def _traffic(samples: Sequence[ResourceSample], span: Span) -> Figure | None:
     )
     title = f"In {took} the machine {' and '.join(parts)}"
     return _figure(title, samples, span, curves, y_label="MB/s", note="Everything on the machine counts.")
+
+
+def _nodes(
+    nodes: Mapping[str, Sequence[ResourceSample]], samples: Sequence[ResourceSample], span: Span
+) -> Figure | None:
+    """How busy each other machine of the cluster is; the curves of the least and the most busy, if many."""
+    busy = {
+        node: sum(known) / len(known)
+        for node, seen in nodes.items()
+        if (known := _known(seen, "cpu_percent"))
+    }
+    if not busy:
+        return None
+    ranked = sorted(busy, key=lambda node: busy[node])
+    half = MOST_NODES // 2
+    shown = ranked if len(ranked) <= MOST_NODES else [*ranked[:half], *ranked[-half:]]
+    stamps = [sample.timestamp for sample in samples]
+    series = [
+        Series(
+            [
+                (_place(stamps, span, sample.timestamp), _share("cpu_percent")(sample))
+                for sample in nodes[node]
+            ],
+            colour(i),
+            node,
+        )
+        for i, node in enumerate(sorted(shown))
+    ]
+    title = f"The other machine is busy {percent(busy[ranked[0]] / 100, 0)} of the time"
+    if len(ranked) > 1:
+        title = (
+            f"The {len(ranked)} other machines are busy {percent(busy[ranked[0]] / 100, 0)} ({ranked[0]}) to "
+            f"{percent(busy[ranked[-1]] / 100, 0)} ({ranked[-1]}) of the time"
+        )
+    note = f"The {half} least and the {half} most busy." if len(shown) < len(ranked) else ""
+    return curve_figure(
+        title, series, span.axis, y_label="share of all cores", percent_y=True,
+        legend=tuple(Key(curve.style, "line", curve.name) for curve in series),
+        note=f"{NOTE}. {note}".strip(), decorate=partial(_draw_rounds, span=span),
+    )  # fmt: skip
+
+
+def _place(stamps: Sequence[float], span: Span, timestamp: float) -> float:
+    """Where along the axis a moment of another machine's clock is: at the driver's next sample."""
+    return span.axis.positions[min(bisect_left(stamps, timestamp), len(stamps) - 1)]

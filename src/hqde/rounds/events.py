@@ -42,7 +42,7 @@ class WorkerRecord:
         reliability: after the round, where it is remembered.
         outliers: how far out its update was, by the name of the score, where somebody looked.
         data_s, encode_s: of ``seconds``, waiting for batches, and encoding the update.
-        cpu_s: processor time of the worker's process in the round, all threads together.
+        cpu_s: processor time of the worker's process in the round, all threads together, or of its thread.
         peak_rss_bytes: most memory that its process ever had, where a worker has its own.
     """
 

@@ -8,9 +8,10 @@ import threading
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
 
@@ -65,6 +66,7 @@ class RunObserver:
         config_toml: the run's settings.
         on_gpu: whether the run trains on GPUs.
         children: whether its workers are processes of their own.
+        machines: the newest look at each other machine, by name; asked at every sample.
 
     Attributes:
         tell: gets the alerts, as events; from the sampler's thread too.
@@ -82,6 +84,7 @@ class RunObserver:
         config_toml: str = "",
         on_gpu: bool = False,
         children: bool = False,
+        machines: Callable[[], Mapping[str, SystemMetrics]] = dict,
     ) -> None:
         exporters = [make_exporter(name) for name in settings.exporters]
         self._metrics: PrometheusExporter | None = None
@@ -91,14 +94,17 @@ class RunObserver:
         self.tell: Callable[[Event], None] = self.on_event
         self._settings, self._directory, self._on_gpu = settings, directory, on_gpu
         self._config_toml, self._children = config_toml, children
+        self._machines = machines
         self._callbacks = Callbacks(exporters)
         self._notifier = Notifier(webhook=settings.webhook, command=settings.command)
         self._watch, self._signals = Watch(settings.alert_rules()), RoundSignals()
+        self._node_watches: dict[str, Watch] = {}
         self._lock = threading.RLock()
         self._broken: set[str] = set()
         self._sampler: Sampler | None = None
         self._place = (0, "start")
         self._consumed = Consumption()
+        self._consumed_by: dict[str, Consumption] = {}
         self._fired: Counter[str] = Counter()
         self._is_over = False
 
@@ -179,6 +185,9 @@ class RunObserver:
         found: dict[str, Any] = {"alerts": dict(self._fired)}
         if self._consumed.num_samples:
             found["resources"] = self._consumed.to_dict(self._settings.interval_s)
+        if self._consumed_by:
+            each = sorted(self._consumed_by.items())
+            found["nodes"] = {node: used.to_dict(self._settings.interval_s) for node, used in each}
         return found
 
     def on_end(self, metrics: dict[str, Any]) -> None:
@@ -211,18 +220,37 @@ class RunObserver:
         round_index, phase = self._place
         line = sample.to_dict() | {"round": round_index, "phase": phase}
         self._consumed.add(sample)
-        self._write(line)
+        self._write(self._directory.resources_file, line)
         self._callbacks.on_sample(line)
-        signals = sample_signals(sample, training_on_gpu=self._on_gpu and phase == "train")
+        self._judge(self._watch, sample)
+        self._look_at_machines()
+
+    @_harmless
+    def _look_at_machines(self) -> None:
+        round_index, phase = self._place
+        for node, seen in self._machines().items():
+            sample = replace(seen, monotonic_s=time.monotonic())  # every machine has such a clock of its own
+            line = {"node": node, **sample.to_dict(), "round": round_index, "phase": phase}
+            self._consumed_by.setdefault(node, Consumption()).add(sample)
+            self._write(self._directory.nodes_file, line)
+            self._callbacks.on_node_sample(line)
+            if node not in self._node_watches:
+                self._node_watches[node] = Watch(self._settings.alert_rules())
+            self._judge(self._node_watches[node], sample, node)
+
+    def _judge(self, watch: Watch, sample: SystemMetrics, node: str = "") -> None:
+        signals = sample_signals(sample, training_on_gpu=self._on_gpu and self._place[1] == "train")
         with self._lock:
-            alerts = self._watch.judge(signals, sample.monotonic_s)
+            alerts = watch.judge(signals, sample.monotonic_s)
+        if node:
+            alerts = [replace(alert, message=f"{node}: {alert.message}") for alert in alerts]
         self._raise(alerts)
 
     @_harmless
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, path: Path, line: dict[str, Any]) -> None:
         if "_write" in self._broken:  # a full or read-only disk stays one
             return
-        with self._directory.resources_file.open("a") as file:
+        with path.open("a") as file:
             file.write(json.dumps(_rounded(line), separators=(",", ":")) + "\n")
 
     def _raise(self, alerts: Sequence[Alert]) -> None:

@@ -31,6 +31,7 @@ class RunDirectory:
         self.history_file = self.path / "history.jsonl"
         self.events_file = self.path / "events.jsonl"
         self.resources_file = self.path / "resources.jsonl"
+        self.nodes_file = self.path / "nodes.jsonl"
         self.metrics_file = self.path / "metrics.json"
         self.evaluation_file = self.path / "evaluation.json"
         self.artefact = self.path / "artefact"

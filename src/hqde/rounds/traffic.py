@@ -17,7 +17,7 @@ from hqde.compression import (
     Uplink,
     decode,
     dense_ranges,
-    with_feedback,
+    encode_step,
 )
 from hqde.rounds.commit import Commit
 from hqde.rounds.experiment import Experiment
@@ -93,7 +93,8 @@ class Traffic:
         if codec.bits < FIRST_BITS:
             codec = PackedCodec(bits=FIRST_BITS)
         # What a packet leaves out of random weights is not owed: it would take bits from what is learnt.
-        packet = codec.encode(weights.vector, dense=self._dense(group), generator=self._draws(plan, group))
+        dense = dense_ranges(self._layout_of(group[0]), smallest=self._compression.smallest)
+        packet = codec.encode(weights.vector, dense=dense, generator=self._draws(plan, group))
         return Broadcast(replace(weights, vector=decode(packet)), None, Downlink(packet, base_round=0))
 
     def _after(
@@ -106,21 +107,20 @@ class Traffic:
         if not commit.num_samples:
             return Broadcast(commit.weights, owed)
         step = commit.weights.vector - base.vector
-        dense = self._dense(group)
-        if self._compression.feedback:
-            size = self._layout_of(group[0]).num_parameters
-            packet, decoded, owed = with_feedback(codec, step, owed, num_parameters=size, dense=dense)
-        else:
-            packet, owed = codec.encode(step, dense=dense, generator=self._draws(plan, group)), None
-            decoded = decode(packet)
+        packet, decoded, owed = encode_step(
+            codec,
+            step,
+            owed,
+            layout=self._layout_of(group[0]),
+            smallest=self._compression.smallest,
+            feedback=self._compression.feedback,
+            generator=self._draws(plan, group),
+        )
         weights = replace(commit.weights, vector=base.vector + decoded)
         return Broadcast(weights, owed, Downlink(packet, base_round=plan.index))
 
     def _codec(self, plan: RoundPlan, group: Sequence[int]) -> PackedCodec | EntropyCodec | None:
         return self._compression.codec_at(plan.index, plan.progress[0]) if travels(plan, group) else None
-
-    def _dense(self, group: Sequence[int]) -> Sequence[tuple[int, int]]:
-        return dense_ranges(self._layout_of(group[0]), smallest=self._compression.smallest)
 
     def _draws(self, plan: RoundPlan, group: Sequence[int]) -> torch.Generator:
         return generator(self._seed, "group", group[0], "encode", plan.index)

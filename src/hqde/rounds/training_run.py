@@ -64,6 +64,7 @@ def train_run(
         config_toml=config_toml,
         on_gpu=experiment.device.startswith("cuda"),
         children=backend.name == "ray",
+        machines=backend.machines,
     )
     with observer:
         listener = Listeners((directory, *listeners, observer))

@@ -83,7 +83,7 @@ class HQDESystem:
         balancer: how many rows each worker gets: ``"round_robin"``, ``"least_loaded"``, ``"adaptive"``.
         faults: what a run puts up with.
         privacy: what the released weights may tell of a worker: ``Privacy(clip_norm=1.0, …)``.
-        threads: torch threads of each worker on Ray; 0 follows from its CPUs.
+        threads: torch threads of each worker; 0 follows from its share of the cores.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
 
     Raises:

@@ -5,18 +5,12 @@ from hqde.training.diversity import Diversity
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
+from hqde.training.order import Order, count_batches, count_samples, epoch_batches
 from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
-from hqde.training.worker import (
-    Order,
-    Worker,
-    WorkerSpec,
-    WorkerState,
-    count_batches,
-    count_samples,
-    epoch_batches,
-)
+from hqde.training.turns import Turns
+from hqde.training.worker import Worker, WorkerSpec, WorkerState
 
 __all__ = [
     "INITIAL_EFFICIENCY",
@@ -27,6 +21,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "Schedule",
+    "Turns",
     "Worker",
     "WorkerSpec",
     "WorkerState",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from hqde.aggregation import Update, count_nonfinite, pulled
-from hqde.compression import Downlink, Packet, Uplink, decode, dense_ranges, with_feedback
-from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale
+from hqde.compression import Packet, encode_step
+from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale, reads_side_by_side
 from hqde.errors import PreconditionError
-from hqde.models import ModelSpec, call_model
+from hqde.models import ModelSpec, call_model, draw_dropout_from
 from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
-from hqde.training.perturbing import Perturbation, heat, perturbed
+from hqde.training.order import Order, epoch_batches
+from hqde.training.perturbing import heat, perturbed
 from hqde.training.recipe import Recipe
 from hqde.training.schedule import Schedule
+from hqde.training.turns import Recomputation, Stream, Turns, own_stream
 from hqde.weights import Layout, Weights
 
 
@@ -53,45 +55,6 @@ class WorkerSpec:
     augmentation: Augmentation
     seed: int
     device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Order:
-    """One round's work for one worker.
-
-    Attributes:
-        worker_id, round_index, attempt: what the resulting update will be tagged with.
-        epoch: 1, 2, …; chooses the data order.
-        start: weights last committed for the worker's group.
-        keep_buffers: leave the worker's own buffers (BatchNorm statistics) in place when loading ``start``.
-        fresh_optimizer: forget the optimizer's state first, and the worker's own buffers too (after a
-            rejected update, which may have made either not finite).
-        shard: ``(k,)`` int64 indices of the worker's examples in this epoch.
-        first_batch, num_batches: which of the epoch's batches; ``None`` means all that are left.
-        progress: fractions of the run at the round's start and end.
-        uplink: how to encode the delta; ``None`` hands it in as it is.
-        downlink: how a worker that still holds an earlier start makes ``start`` of it, for backends whose
-            workers are elsewhere; ``None`` sends ``start`` itself.
-        pull: how far the worker is drawn to ``start`` from where its last round ended, in [0, 1]; it keeps
-            where this one ends. ``None`` begins at ``start``, and keeps nothing.
-        perturbation: moves where the round begins, together with those of the group; ``None`` does not.
-    """
-
-    worker_id: int
-    round_index: int
-    attempt: int
-    epoch: int
-    start: Weights
-    keep_buffers: bool
-    fresh_optimizer: bool
-    shard: Tensor
-    first_batch: int
-    num_batches: int | None
-    progress: tuple[float, float]
-    uplink: Uplink | None = None
-    downlink: Downlink | None = None
-    pull: float | None = None
-    perturbation: Perturbation | None = None
 
 
 @dataclass(frozen=True)
@@ -127,16 +90,26 @@ class Worker:
         self._efficiency = INITIAL_EFFICIENCY
         self._owed: Tensor | None = None  # of error feedback
         self._replica: Tensor | None = None  # the weights that its last round ended with, where they count
+        self.mark: Callable[[str], AbstractContextManager[object]] = _unmarked  # for who watches the steps
         self._data_s = 0.0  # of the round that goes on
 
-    def train_round(self, order: Order, *, on_step: Callable[[int, int], None] | None = None) -> Update:
+    def train_round(
+        self,
+        order: Order,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        turns: Turns | None = None,
+    ) -> Update:
         """Train one round and hand in the update.
 
         Args:
             order: what to do; ``order.worker_id`` must be this worker's.
             on_step: called with (batches done, batches in the round) after every step.
+            turns: of the workers that train beside this one, in threads of the same process; the bits are
+                those of a worker that is alone.
         """
-        began, began_cpu = time.perf_counter(), time.process_time()
+        processor = _processor_clock(alone=turns is None)
+        began, began_cpu = time.perf_counter(), None if processor is None else processor()
         spec = self.spec
         self._data_s = 0.0
         own_buffers = order.keep_buffers and not order.fresh_optimizer
@@ -148,7 +121,10 @@ class Worker:
         step_losses: list[Tensor] = []
         num_samples, rate = 0, self._rate(order.progress[0])
         self._model.train()
-        with seeded(spec.seed, "worker", spec.worker_id, "round", order.round_index, device=self._device):
+        path = ("worker", spec.worker_id, "round", order.round_index)
+        dropping = generator(spec.seed, *path, "dropout", device=self._device)
+        draw_dropout_from(dropping, self._model)
+        with own_stream(turns, spec.seed, *path, device=self._device) as stream:
             draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
             noise = generator(
                 spec.seed, "worker", spec.worker_id, "heat", order.round_index, device=self._device
@@ -162,7 +138,12 @@ class Worker:
                 progress = first + (last - first) * (step + 0.5) / len(batches)
                 rate = self._rate(progress)
                 losses, outputs, targets = self._step(
-                    index, rate, draws, partial(warm, rate=rate, progress=progress)
+                    index,
+                    rate,
+                    draws,
+                    stream,
+                    first=step == 0,
+                    warm=partial(warm, rate=rate, progress=progress),
                 )
                 loss_sum = loss_sum + losses.sum()
                 step_losses.append(losses.mean())
@@ -198,7 +179,7 @@ class Worker:
             received_bytes=order.start.integers.nbytes + down.nbytes,
             data_s=self._data_s,
             encode_s=encode_s,
-            cpu_s=time.process_time() - began_cpu,
+            cpu_s=None if processor is None or began_cpu is None else processor() - began_cpu,
         )
 
     def check(self, index: Tensor) -> None:
@@ -257,8 +238,7 @@ class Worker:
         self._replica = state.tensors.get("replica")
 
     def _beginning(self, order: Order) -> Weights:
-        """Where the round begins: at its start, or on the way to it from the worker's own weights; "
-        "perturbed."""
+        """Where the round begins: at its start, or between that and the worker's own weights; perturbed."""
         begin, centre = order.start, order.start.vector
         if order.pull is not None and self._replica is not None and not order.fresh_optimizer:
             begin = Weights(pulled(self._replica, centre, order.pull), order.start.integers)
@@ -273,13 +253,14 @@ class Worker:
             self._owed = None
         if uplink is None or count_nonfinite(delta):  # such a delta is refused, for what it is
             return delta, None
-        dense = dense_ranges(self.layout, smallest=uplink.smallest)
-        if not uplink.feedback:
-            draws = generator(self.spec.seed, "worker", self.spec.worker_id, "encode", order.round_index)
-            packet = uplink.codec.encode(delta, dense=dense, generator=draws)
-            return decode(packet), packet
-        packet, decoded, self._owed = with_feedback(
-            uplink.codec, delta, self._owed, num_parameters=self.layout.num_parameters, dense=dense
+        packet, decoded, self._owed = encode_step(
+            uplink.codec,
+            delta,
+            self._owed,
+            layout=self.layout,
+            smallest=uplink.smallest,
+            feedback=uplink.feedback,
+            generator=generator(self.spec.seed, "worker", self.spec.worker_id, "encode", order.round_index),
         )
         return decoded, packet
 
@@ -287,19 +268,33 @@ class Worker:
         return self.spec.recipe.learning_rate * self.spec.schedule.factor(progress)
 
     def _step(
-        self, index: Tensor, rate: float, draws: torch.Generator, warm: Callable[[], None]
+        self,
+        index: Tensor,
+        rate: float,
+        draws: torch.Generator,
+        stream: Stream,
+        *,
+        first: bool,
+        warm: Callable[[], None],
     ) -> tuple[Tensor, Tensor, Tensor]:
         waiting = time.perf_counter()
-        inputs, targets = self._batch(index, draws)
+        with self.mark("data"), stream.use("data", exclusive=not reads_side_by_side(self._examples)):
+            inputs, targets = self._batch(index, draws)
         self._data_s += time.perf_counter() - waiting
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self.mark("forward"), stream.use("forward"), self._autocast():
             outputs = call_model(self._model, inputs)
         recipe = self.spec.recipe
         losses = example_losses(outputs, targets, self._loss, label_smoothing=recipe.label_smoothing)
-        self._scaler.scale(losses.mean()).backward()
+        with self.mark("backward"), stream.use("backward"):
+            self._backward(losses.mean(), stream, first=first)
+        with self.mark("optimizer"):
+            self._update(recipe, warm)
+        return losses.detach(), outputs.detach(), targets
+
+    def _update(self, recipe: Recipe, warm: Callable[[], None]) -> None:
         if recipe.clip_norm or recipe.temperature:
             self._scaler.unscale_(self._optimizer)
         if recipe.clip_norm:
@@ -308,7 +303,16 @@ class Worker:
             warm()
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return losses.detach(), outputs.detach(), targets
+
+    def _backward(self, loss: Tensor, stream: Stream, *, first: bool) -> None:
+        scaled = self._scaler.scale(loss)
+        if stream.alone or not first:
+            scaled.backward()
+            return
+        with Recomputation(self._model) as seen:
+            scaled.backward()
+        if seen.called:
+            stream.needs("backward")
 
     def _batch(self, index: Tensor, draws: torch.Generator | None) -> tuple[Inputs, Tensor]:
         spec = self.spec
@@ -326,43 +330,18 @@ class Worker:
         return torch.autocast(self._device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def epoch_batches(order: Order, *, seed: int, batch_size: int) -> Iterator[Tensor]:
-    """The index tensors of the round's batches, in the worker's own order of this epoch.
+def _processor_clock(*, alone: bool) -> Callable[[], float] | None:
+    """A clock of the processor time of a worker that is alone in its process, or beside others in threads.
 
-    A last batch of a single example is left out when there are others: batch normalisation cannot train on
-    it.
+    ``None`` where it cannot be told: PyTorch's own threads do not say whom they work for.
     """
-    draws = generator(seed, "worker", order.worker_id, "order", order.epoch)
-    shuffled = order.shard[torch.randperm(len(order.shard), generator=draws)]
-    batches = list(shuffled.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
-        batches.pop()
-    last = None if order.num_batches is None else order.first_batch + order.num_batches
-    yield from batches[order.first_batch : last]
+    if alone:
+        return time.process_time
+    return time.thread_time if torch.get_num_threads() == 1 else None
 
 
-def count_batches(num_examples: int, batch_size: int) -> int:
-    """Batches of an epoch over a shard of ``num_examples``, as ``epoch_batches`` cuts them.
-
-    >>> count_batches(257, 128), count_batches(258, 128), count_batches(1, 128), count_batches(3, 1)
-    (2, 3, 1, 3)
-    """
-    full, rest = divmod(num_examples, batch_size)
-    return max(1, full + (rest > 1))
-
-
-def count_samples(
-    num_examples: int, batch_size: int, *, first_batch: int = 0, num_batches: int | None = None
-) -> int:
-    """Examples of a round over a shard, as ``epoch_batches`` cuts them.
-
-    >>> count_samples(257, 128), count_samples(258, 128), count_samples(300, 128, first_batch=2)
-    (256, 258, 44)
-    """
-    left_out = num_examples > batch_size > 1 and num_examples % batch_size == 1
-    whole = num_examples - left_out
-    last = whole if num_batches is None else min(whole, (first_batch + num_batches) * batch_size)
-    return max(0, last - first_batch * batch_size)
+def _unmarked(part: str) -> AbstractContextManager[object]:  # noqa: ARG001 - nobody watches
+    return nullcontext()
 
 
 def _to_device(inputs: Inputs, device: torch.device) -> Inputs:

@@ -14,6 +14,7 @@ from hqde.backends.base import Outcome, StepReport, Supervisor
 from hqde.backends.on_ray.board import Board
 from hqde.backends.on_ray.cluster import alive_nodes, join, seat
 from hqde.backends.on_ray.crew import Crew
+from hqde.backends.on_ray.machines import Machines
 from hqde.backends.on_ray.predicting import predict_members, row_slices
 from hqde.backends.on_ray.seats import Kept
 from hqde.backends.on_ray.shipping import pack, unpack
@@ -25,6 +26,7 @@ from hqde.balance import Balancer, BalanceState, RoundRobin, Timing
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.errors import ConfigError, QuorumError
+from hqde.monitoring import SystemMetrics
 from hqde.topology import Links, Plan, check_plan, choose_plan, shard_bounds
 from hqde.training import Order, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
@@ -62,6 +64,7 @@ class RayBackend:
         self._ours = False
         self._crew: Crew | None = None
         self._store: WeightStore | None = None
+        self._machines: Machines | None = None
         self._board = Board()
         self._plans: dict[int, Plan] = {}  # by worker, for the round under way
         self._examples: dict[int, tuple[Examples, Any]] = {}
@@ -82,6 +85,7 @@ class RayBackend:
             shared = self._shared(examples)
             self._crew = Crew(specs, shared, seats, store=self._store, actor_class=self._actor_class)
             self._crew.hire()
+            self._machines = Machines()
         except BaseException:
             self.close()
             raise
@@ -146,7 +150,7 @@ class RayBackend:
         slices = row_slices(len(examples), len(actors))
         rows = [last - first for first, last in slices]
         owners, self._balance = self._balancer.assign(rows, [0.0] * len(actors), self._balance)
-        return predict_members(ensemble, self._shared(examples), slices, [actors[owner] for owner in owners])
+        return predict_members(ensemble, self._shared(examples), slices, owners, actors)
 
     def worker_states(self) -> Mapping[int, WorkerState]:
         """Every worker's state."""
@@ -159,13 +163,19 @@ class RayBackend:
             own = self._hired.workers[worker]
             own.state, own.restore = Kept(ray.put(pack(state))), True
 
+    def machines(self) -> Mapping[str, SystemMetrics]:
+        """What an actor on each other node of the cluster saw last."""
+        return {} if self._machines is None else self._machines.look()
+
     def close(self) -> None:
         """Let go of actors and objects, and of Ray if it was started or joined here."""
+        if self._machines is not None:
+            self._machines.close()
         if self._crew is not None:
             self._crew.close()
         if self._store is not None:
             self._store.close()
-        self._crew = self._store = None
+        self._machines = self._crew = self._store = None
         self._board.clear()
         self._plans, self._examples = {}, {}
         if self._ours and ray.is_initialized():

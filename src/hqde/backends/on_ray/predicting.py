@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,38 +35,51 @@ def row_slices(num_rows: int, num_places: int) -> list[tuple[int, int]]:
 
 
 def predict_members(
-    ensemble: Ensemble, examples: Any, slices: Sequence[tuple[int, int]], actors: Sequence[Any]
+    ensemble: Ensemble,
+    examples: Any,
+    slices: Sequence[tuple[int, int]],
+    owners: Sequence[int],
+    actors: Sequence[Any],
 ) -> Tensor:
     """What ``Ensemble.predict_members`` returns, to the bit.
+
+    One call for each actor: members take longer to unpack than some batches to predict.
 
     Args:
         ensemble: on the CPU.
         examples: reference to packed examples.
         slices: of the rows, in order.
-        actors: for each slice; one that is gone, or dies meanwhile, is stood in for by this process.
+        owners: for each slice, which of the actors predicts it.
+        actors: one that is gone, or dies meanwhile, is stood in for by this process.
     """
     packed = ray.put(pack(ensemble))
-    calls = [
-        None if actor is None else actor.predict.remote(packed, examples, first, last)
-        for actor, (first, last) in zip(actors, slices, strict=True)
-    ]
-    parts = [
-        _result(call, ensemble, examples, first, last)
-        for call, (first, last) in zip(calls, slices, strict=True)
-    ]
-    return torch.cat(parts, dim=1)
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, owner in enumerate(owners):
+        places[owner].append(place)
+    calls = {
+        owner: actors[owner].predict.remote(packed, examples, [slices[place] for place in own])
+        for owner, own in places.items()
+        if actors[owner] is not None
+    }
+    parts: dict[int, Tensor] = {}
+    for owner, own in places.items():
+        found = _result(calls.get(owner), ensemble, examples, [slices[place] for place in own])
+        parts |= dict(zip(own, found, strict=True))
+    return torch.cat([parts[place] for place in range(len(slices))], dim=1)
 
 
-def _result(call: Any, ensemble: Ensemble, examples: Any, first: int, last: int) -> Tensor:
+def _result(call: Any, ensemble: Ensemble, examples: Any, slices: Sequence[tuple[int, int]]) -> list[Tensor]:
     try:
         if call is not None:
-            return as_tensor(ray.get(call), torch.float32)
+            return [as_tensor(part, torch.float32) for part in ray.get(call)]
     except RayTaskError as error:
         raise cause_of(error) from None
     except RayError:
         pass  # the actor died; its next order brings it back, and the rows cannot wait for that
-    rows = SubsetExamples(unpack(ray.get(examples)), torch.arange(first, last))
-    return ensemble.predict_members(rows)
+    rows: Examples = unpack(ray.get(examples))
+    return [
+        ensemble.predict_members(SubsetExamples(rows, torch.arange(first, last))) for first, last in slices
+    ]
 
 
 def predict_on_cluster(

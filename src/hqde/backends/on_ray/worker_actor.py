@@ -115,11 +115,16 @@ class WorkerActor:
         assert self._worker is not None
         return pack(self._worker.state())
 
-    def predict(self, ensemble: Parcel, examples: Parcel, first: int, last: int) -> np.ndarray:
-        """Every member's prediction for rows ``first`` to ``last``: ``(m, n, c)``."""
+    def predict(
+        self, ensemble: Parcel, examples: Parcel, slices: Sequence[tuple[int, int]]
+    ) -> list[np.ndarray]:
+        """Every member's prediction for some slices of the rows: ``(m, n, c)`` of each."""
         members: Ensemble = unpack(ensemble)
-        rows = SubsetExamples(unpack(examples), torch.arange(first, last))
-        return as_array(members.predict_members(rows))
+        rows: Examples = unpack(examples)
+        return [
+            as_array(members.predict_members(SubsetExamples(rows, torch.arange(first, last))))
+            for first, last in slices
+        ]
 
     def reduce(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Carry out a step of an aggregation."""

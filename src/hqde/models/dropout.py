@@ -1,0 +1,65 @@
+"""Dropout that draws from a generator of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hqde.errors import PreconditionError
+from hqde.models.arguments import check_dropout_rate
+
+LEVELS = 2**16
+
+
+class Dropout(nn.Dropout):
+    """``torch.nn.Dropout`` with a generator: in training, ``y = x · m / (1 - p)`` with m of Bernoulli(1 - p).
+
+    A model that draws from torch's global generator makes workers of one process wait for each other, because
+    they share it. One that drops with this layer does not: every worker gives its layers a generator of its
+    own (`draw_dropout_from`). It is one of PyTorch's kind, so that what looks for those finds it.
+
+    Args:
+        rate: p in [0, 1), the chance that an element becomes 0; with a generator, the nearest multiple of
+            1/65536.
+
+    Raises:
+        ConfigError: the rate is out of range.
+        PreconditionError: it is called again in a backward pass (activation checkpointing).
+
+    Example:
+        >>> layer = Dropout(0.5)
+        >>> draw_dropout_from(torch.Generator().manual_seed(0), layer)
+        >>> sorted(set(layer(torch.ones(64)).tolist())), layer.eval()(torch.ones(2)).tolist()
+        ([0.0, 2.0], [1.0, 1.0])
+    """
+
+    def __init__(self, rate: float = 0.5) -> None:
+        super().__init__(check_dropout_rate(rate))
+        self.generator: torch.Generator | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The inputs, in training with some elements 0 and the others scaled; any shape."""
+        if not self.training or self.p == 0.0:
+            return inputs
+        if self.generator is None:
+            return functional.dropout(inputs, self.p)
+        if torch._C._current_graph_task_id() != -1:  # in a backward pass
+            raise PreconditionError(
+                "activation checkpointing calls hqde.models.Dropout again, which would draw another mask "
+                "than in the forward pass; take torch.nn.Dropout there"
+            )
+        dropped = min(LEVELS - 1, round(self.p * LEVELS))
+        # Four draws of 16 bits from each of 64: half the time of drawing one by one.
+        words = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64, device=inputs.device)
+        words.random_(-(2**63), None, generator=self.generator)
+        draws = words.view(torch.int16)[: inputs.numel()].view(inputs.shape)
+        kept = draws >= dropped - LEVELS // 2
+        return inputs * kept.to(inputs.dtype).mul_(LEVELS / (LEVELS - dropped))
+
+
+def draw_dropout_from(generator: torch.Generator, model: nn.Module) -> None:
+    """Let every `Dropout` in ``model`` draw from ``generator``, on the model's device."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator

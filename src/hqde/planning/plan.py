@@ -1,0 +1,165 @@
+"""The quickest of the candidates, and how long a run will take with it."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hqde.errors import WorkerError
+from hqde.planning.cache import PlanCache, plan_key
+from hqde.planning.candidates import Candidate, candidates_for
+from hqde.planning.probing import Probe, probe
+from hqde.rounds import Experiment
+from hqde.training import Precision
+
+# How far a loss after a few steps may lie from that of the plainest way: rounding grows with the steps.
+TOLERANCE = {"fp32": 1e-3, "bf16-mixed": 0.05, "fp16-mixed": 0.05}
+
+
+@dataclass(frozen=True)
+class SpeedPlan:
+    """What was found out.
+
+    Attributes:
+        probes: of every candidate, the plainest first.
+        chosen: the quickest that computes what the plainest does.
+        seconds: that the run's rounds will take, by candidate; ``None`` for those that cannot be taken.
+        cached: whether the probes were made before.
+        notes: what was out of the ordinary, a sentence each.
+    """
+
+    probes: tuple[Probe, ...]
+    chosen: Candidate
+    seconds: tuple[float | None, ...]
+    cached: bool
+    notes: tuple[str, ...]
+
+    @property
+    def predicted_s(self) -> float:
+        """Seconds with the chosen one."""
+        found = next(s for p, s in zip(self.probes, self.seconds, strict=True) if p.candidate == self.chosen)
+        assert found is not None
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "chosen": self.chosen.name,
+            "settings": self.chosen.settings(),
+            "predicted_s": self.predicted_s,
+            "cached": self.cached,
+            "notes": list(self.notes),
+            "candidates": [
+                {"name": p.candidate.name, "predicted_s": s} | p.to_dict()
+                for p, s in zip(self.probes, self.seconds, strict=True)
+            ],
+        }
+
+
+class RunPlanner:
+    """Tries every candidate for some steps and picks the quickest.
+
+    Args:
+        cache: where to look first, and to keep what was found; ``None`` tries anew and keeps nothing.
+        precisions: to try beside that of the recipe. Another precision gives other weights, of the same
+            accuracy in most cases; so a run takes one only if it is asked to.
+
+    Example:
+        >>> from hqde.testing import small_experiment
+        >>> plan = RunPlanner().plan(small_experiment())
+        >>> plan.chosen.backend, plan.predicted_s > 0
+        ('local', True)
+    """
+
+    def __init__(self, cache: PlanCache | None = None, *, precisions: tuple[Precision, ...] = ()) -> None:
+        self._cache = cache
+        self._precisions = precisions
+
+    def plan(self, experiment: Experiment, *, on_probe: Callable[[Probe], None] | None = None) -> SpeedPlan:
+        """The plan for a run.
+
+        Args:
+            experiment: what is to be trained.
+            on_probe: told of each probe that is made.
+
+        Raises:
+            WorkerError: no candidate can train it; with the reason of the plainest.
+        """
+        key = plan_key(experiment, self._precisions)
+        known = None if self._cache is None else self._cache.load(key)
+        probes = known
+        if probes is None:
+            probes = _agreeing(self._probed(experiment, on_probe))
+            if self._cache is not None:
+                self._cache.store(key, probes)
+        problem = "" if self._cache is None else self._cache.problem
+        seconds = tuple(predict_s(found, experiment) for found in probes)
+        able = [(s, p.candidate) for p, s in zip(probes, seconds, strict=True) if s is not None]
+        if not able:
+            raise WorkerError(f"no way to train this was found: {probes[0].problem}")
+        chosen = min(able, key=lambda pair: pair[0])[1]
+        notes = [f"{p.candidate.name}: {p.problem}; {chosen.name} is taken" for p in probes if p.problem]
+        return SpeedPlan(
+            probes, chosen, seconds, known is not None, (*([problem] if problem else []), *notes)
+        )
+
+    def _probed(self, experiment: Experiment, on_probe: Callable[[Probe], None] | None) -> list[Probe]:
+        found = []
+        for candidate in candidates_for(experiment, precisions=self._precisions):
+            found.append(probe(candidate, experiment))
+            if on_probe is not None:
+                on_probe(found[-1])
+        return found
+
+
+def predict_s(found: Probe, experiment: Experiment) -> float | None:
+    """Seconds that the rounds of a run take, by a probe: training, and looks at the validation rows."""
+    if found.samples_per_s is None or found.problem:
+        return None
+    lanes = found.candidate.lanes
+    per_lane = found.samples_per_s / min(lanes, experiment.num_workers)
+    sizes = {worker: len(shard) for worker, shard in experiment.shards(experiment.epochs).items()}
+    whole: dict[int, float] = {}
+    total = 0.0
+    for epoch in range(1, experiment.epochs + 1):
+        active = experiment.active_workers(epoch)
+        if active not in whole:
+            few = list(experiment.shards(epoch).values()) if active < experiment.num_workers else None
+            whole[active] = makespan([len(s) for s in few] if few else list(sizes.values()), lanes) / per_lane
+        total += whole[active]
+    looks = -(-experiment.epochs // experiment.evaluate_every)
+    rows = looks * len(experiment.splits.validation) * experiment.num_groups
+    return total + (rows / found.predicted_rows_per_s if found.predicted_rows_per_s else 0.0)
+
+
+def makespan(sizes: Sequence[int], lanes: int) -> float:
+    """When the last of these tasks is done, begun in order in whichever lane is free.
+
+    >>> makespan([3, 3, 3], 2), makespan([3, 3, 3], 1)
+    (6, 9)
+    """
+    ends = [0] * max(1, min(lanes, len(sizes)))
+    for size in sizes:
+        heapq.heapreplace(ends, ends[0] + size)
+    return max(ends)
+
+
+def _agreeing(probes: Sequence[Probe]) -> tuple[Probe, ...]:
+    """Those whose losses are not the plainest one's get a problem."""
+    reference = next((p for p in probes if not p.problem), None)
+    if reference is None:
+        return tuple(probes)
+    kept = []
+    for found in probes:
+        if not found.problem:
+            expected, actual = reference.losses[0], found.losses[0]
+            allowed = TOLERANCE[found.candidate.precision] * max(abs(expected), 1e-6)
+            if not abs(actual - expected) <= allowed:
+                why = (
+                    f"its loss after the same steps is {actual:.6g}, that of the plainest way {expected:.6g}"
+                )
+                found = replace(found, problem=why)
+        kept.append(found)
+    return tuple(kept)

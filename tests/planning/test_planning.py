@@ -1,0 +1,170 @@
+"""Plans: the quickest sound way is taken, times are foretold, and what is broken is said to be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from hqde.backends import LocalBackend
+from hqde.errors import WorkerError
+from hqde.models import ModelSpec
+from hqde.planning import Candidate, PlanCache, Probe, RunPlanner, candidates_for, probe
+from hqde.planning import plan as planning
+from hqde.planning.cache import plan_key
+from hqde.testing import small_experiment
+
+SLOW = Candidate("local", 1, 2, "fp32")
+QUICK = Candidate("local", 2, 1, "fp32")
+
+
+class Fp32Only(nn.Module):
+    """Cannot compute in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x):
+        out = self.layer(x)
+        if out.dtype != torch.float32:
+            raise RuntimeError("this model wants float32")
+        return out
+
+
+class Unfit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x):
+        raise RuntimeError("never works")
+
+
+def experiment(model=None, **changes):
+    found = small_experiment(num_workers=4)
+    if model is not None:
+        found = replace(found, model=ModelSpec(model.__name__, {}, factory=model), dropout_rate=None)
+    return replace(found, **changes)
+
+
+def planner_of(monkeypatch, *probes, cache=None):
+    """A planner whose candidates show what they are told to."""
+    told = {found.candidate: found for found in probes}
+    monkeypatch.setattr(planning, "candidates_for", lambda *_, **__: tuple(told))
+    monkeypatch.setattr(planning, "probe", lambda candidate, _: told[candidate])
+    return RunPlanner(cache)
+
+
+def test_ways_of_a_machine_with_cores_and_without():
+    ways = candidates_for(experiment(), precisions=("bf16-mixed",), cores=4)
+    assert {(way.lanes, way.precision) for way in ways} >= {(1, "fp32"), (4, "fp32"), (4, "bf16-mixed")}
+    assert [way.lanes for way in candidates_for(experiment(), cores=1)] == [1]
+    assert len(set(ways)) == len(ways)
+
+
+def test_a_probe_measures_and_changes_nothing():
+    setting = experiment()
+    weights = setting.initial_weights(0).vector
+    found = probe(QUICK, setting)
+    assert found.problem == ""
+    assert found.samples_per_s > 0
+    assert found.predicted_rows_per_s > 0
+    assert len(found.losses) == 2
+    # weights, and what AdamW keeps: two moments and a step per tensor
+    assert found.state_bytes > 3 * setting.initial_weights(0).vector.nbytes * 0.8
+    assert torch.equal(weights, setting.initial_weights(0).vector)
+    assert Probe.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_the_quickest_is_taken(monkeypatch):
+    planner = planner_of(
+        monkeypatch, Probe(SLOW, 100.0, None, (0.7,)), Probe(QUICK, 300.0, None, (0.7000001, 0.7))
+    )
+    plan = planner.plan(experiment())
+    assert plan.chosen == QUICK
+    rows = len(experiment().splits.train)
+    assert plan.seconds == pytest.approx((2 * 4 * rows / 100, 2 * 4 * rows / 300))
+    assert plan.predicted_s == plan.seconds[1]
+
+
+def test_one_that_computes_something_else_is_not_taken(monkeypatch):
+    planner = planner_of(
+        monkeypatch, Probe(SLOW, 100.0, None, (0.7,)), Probe(QUICK, 300.0, None, (0.71, 0.7))
+    )
+    plan = planner.plan(experiment())
+    assert plan.chosen == SLOW
+    assert "loss after the same steps is 0.71" in plan.notes[0]
+    assert SLOW.name in plan.notes[0]
+
+
+def test_one_that_runs_out_of_memory_is_not_taken(monkeypatch):
+    def started(self, specs, examples):
+        if self.seating.lanes > 1 or len(specs) > 1:
+            raise MemoryError("cannot allocate 9 GiB")
+        start(self, specs, examples)
+
+    start = LocalBackend.start
+    monkeypatch.setattr(LocalBackend, "start", started)
+    found = [probe(way, experiment()) for way in (SLOW, QUICK)]
+    assert found[0].problem == ""
+    assert found[1].problem == "out of memory: MemoryError: cannot allocate 9 GiB"
+
+
+def test_a_model_that_bears_no_bfloat16_is_trained_in_float32():
+    plan = RunPlanner(precisions=("bf16-mixed",)).plan(experiment(Fp32Only))
+    assert plan.chosen.precision == "fp32"
+    assert any("bf16-mixed: RuntimeError: this model wants float32" in note for note in plan.notes)
+
+
+def test_a_model_that_never_works_is_an_error():
+    with pytest.raises(WorkerError, match="no way to train this was found: RuntimeError: never works"):
+        RunPlanner().plan(experiment(Unfit))
+
+
+def test_what_was_found_out_is_kept(tmp_path, monkeypatch):
+    cache = PlanCache(tmp_path / "deep" / "plans.json")
+    first = RunPlanner(cache).plan(experiment())
+    monkeypatch.setattr(planning, "probe", lambda *_: pytest.fail("it was known"))
+    again = RunPlanner(PlanCache(cache.path)).plan(experiment())
+    assert (first.cached, again.cached) == (False, True)
+    assert again.probes == first.probes
+    assert [file.name for file in cache.path.parent.iterdir()] == ["plans.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99, "plans": {}}', '{"format": 1}', "KEY"])
+def test_a_broken_file_is_said_to_be_and_replaced(tmp_path, text):
+    file = tmp_path / "plans.json"
+    key = plan_key(experiment(), ())
+    file.write_text(text if text != "KEY" else json.dumps({"format": 1, "plans": {key: [{"candidate": 3}]}}))
+    plan = RunPlanner(PlanCache(file)).plan(experiment())
+    assert not plan.cached
+    assert "is broken" in plan.notes[0]
+    assert RunPlanner(PlanCache(file)).plan(experiment()).cached
+
+
+def test_a_file_that_cannot_be_written_is_said_to_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    plan = RunPlanner(PlanCache(tmp_path / "file" / "plans.json")).plan(experiment())
+    assert "cannot be written" in plan.notes[0]
+
+
+def test_keys_tell_apart_what_matters():
+    plain = experiment()
+    others = [
+        replace(plain, num_workers=8),
+        replace(plain, recipe=replace(plain.recipe, batch_size=8)),
+        replace(plain, recipe=replace(plain.recipe, precision="bf16-mixed")),
+        small_experiment(num_workers=4, seed=1),
+    ]
+    keys = [plan_key(setting) for setting in (plain, *others)]
+    assert len(set(keys)) == len(keys) - 1, "only the seed does not matter"
+
+
+def test_makespan_of_more_tasks_than_lanes():
+    assert planning.makespan([5, 1, 1, 1], 2) == 5
+    assert planning.makespan([2, 2, 2], 2) == 4
+    assert planning.makespan([4], 8) == 4
