@@ -3,11 +3,11 @@
     python benchmarks/elastic.py --data cifar10:DIR [--jobs 1] [--out elastic.json] [--seeds 3]
 
 Every row trains the same small network (`cnn` of two stages) with four workers, the same recipe and the same
-images through workers (forward, backward and step); only who is drawn to whom, and how far, differs. Two ways
-to deal out the rows, because they make different things of averaging: `replicate`, every worker sees all
-images, and `split`, each sees a quarter in every epoch and makes four times as many epochs. Seeds are paired.
-Each run has one torch thread. Results are kept in `--out` as they come, and a second call goes on where the
-first stopped.
+images through workers (forward, backward and step); only who is drawn to whom, and how far, differs. Rows are
+dealt out anew in every epoch, a quarter to each worker (`split`), so that a round is a quarter of a pass.
+With `--deals replicate` a round is a whole pass, and there are a quarter as many. Seeds are paired. Each run
+has one torch thread. Results are kept in `--out` as they come, and a second call goes on where the first
+stopped.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def experiment_for(row: str, deal: str, seed: int, splits: Splits) -> Experiment
         ),
         num_workers=WORKERS,
         epochs=epochs,
-        recipe=Recipe(batch_size=64),
+        recipe=Recipe(batch_size=64, precision="bf16-mixed"),
         topology=ROWS[row][1],
         diversity=Diversity(learning_rate_spread=0.0, dropout_spread=0.0),
         partitioner=partitioner,
@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("elastic.json"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--deals", nargs="+", default=list(DEALS), choices=list(DEALS))
+    parser.add_argument("--deals", nargs="+", default=["split"], choices=list(DEALS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     arguments = parser.parse_args()
     if arguments.data is None:

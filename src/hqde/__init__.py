@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from hqde.estimators import HQDEClassifier, HQDERegressor
     from hqde.models import ModelSpec, model_spec
     from hqde.monitoring import PerformanceMonitor, SystemMetrics
-    from hqde.rounds import GroupSettings
+    from hqde.rounds import GroupSettings, Privacy, Snapshots
     from hqde.system import HQDESystem, create_hqde_system
-    from hqde.topology import Topology
+    from hqde.topology import Elastic, Topology
     from hqde.training import Diversity, Recipe
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Dirichlet",
     "Diversity",
     "EfficiencyCombiner",
+    "Elastic",
     "Ensemble",
     "EntropyCodec",
     "Evaluation",
@@ -65,8 +66,10 @@ __all__ = [
     "Momentum",
     "PackedCodec",
     "PerformanceMonitor",
+    "Privacy",
     "Recipe",
     "Replicate",
+    "Snapshots",
     "Split",
     "Splits",
     "SystemMetrics",
@@ -99,9 +102,9 @@ _NAMES_BY_ROOM = {
     "estimators": ("HQDEClassifier", "HQDERegressor"),
     "models": ("ModelSpec", "model_spec"),
     "monitoring": ("PerformanceMonitor", "SystemMetrics"),
-    "rounds": ("GroupSettings",),
+    "rounds": ("GroupSettings", "Privacy", "Snapshots"),
     "system": ("HQDESystem", "create_hqde_system"),
-    "topology": ("Topology",),
+    "topology": ("Elastic", "Topology"),
     "training": ("Diversity", "Recipe"),
 }
 _ROOM_OF = {name: room for room, names in _NAMES_BY_ROOM.items() for name in names}
