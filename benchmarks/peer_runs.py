@@ -239,6 +239,7 @@ CONTENDERS: dict[str, Callable[[Task, int], dict[str, float]]] = {
     "torchensemble-2": lambda task, seed: torchensemble(task, seed, jobs=2),
     "hqde": hqde,
     "hqde-bf16": lambda task, seed: hqde(task, seed, precision="bf16-mixed"),
+    "hqde-vectorised": lambda task, seed: hqde(task, seed, backend="vectorised"),
     "hqde-ray-bf16": lambda task, seed: hqde(task, seed, precision="bf16-mixed", backend="ray"),
 }
 
