@@ -46,6 +46,7 @@ NAMES = {
     "first-hqde": "the first HQDE (0.1.5)",
     "hqde": "HQDE, `local`",
     "hqde-bf16": "HQDE, `local`, bf16",
+    "hqde-vectorised": "HQDE, `vectorised`",
     "hqde-ray-bf16": "HQDE, `ray`, bf16",
 }
 
@@ -146,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in NAMES
         if (name != "first-hqde" or given.first_hqde)
         and not (given.task == "mlp" and name in ("hqde-bf16", "hqde-ray-bf16"))
+        and not (given.task == "cnn" and name == "hqde-vectorised")
     ]
     pythons = {"torchensemble": given.python, "first-hqde": given.first_hqde}
     pythons = {name: path for name, path in pythons.items() if path}

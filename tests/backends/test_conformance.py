@@ -14,6 +14,12 @@ def test_the_local_backend_conforms(check):
     check(lambda: make_backend("local"))
 
 
+@pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("stacked", [0, 1, 2])
+def test_the_vectorised_backend_conforms(check, stacked):
+    check(lambda: make_backend("vectorised", stacked=stacked))
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
 def test_the_ray_backend_conforms(check, on_ray):
@@ -27,7 +33,7 @@ def test_updates_are_the_same_under_every_plan(plan, on_ray):
 
 
 def test_every_backend_is_tested_here():
-    assert BACKENDS == ("local", "ray")
+    assert BACKENDS == ("local", "vectorised", "ray")
 
 
 def test_unknown_backend_is_named():

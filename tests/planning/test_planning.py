@@ -62,7 +62,11 @@ def planner_of(monkeypatch, *probes, cache=None):
 def test_ways_of_a_machine_with_cores_and_without():
     ways = candidates_for(experiment(), precisions=("bf16-mixed",), cores=4)
     assert {(way.lanes, way.precision) for way in ways} >= {(1, "fp32"), (4, "fp32"), (4, "bf16-mixed")}
-    assert [way.lanes for way in candidates_for(experiment(), cores=1)] == [1]
+    assert [(way.backend, way.lanes) for way in candidates_for(experiment(), cores=1)] == [
+        ("local", 1),
+        ("vectorised", 1),
+    ]
+    assert [way.backend for way in candidates_for(replace(experiment(), num_workers=1), cores=4)] == ["local"]
     assert len(set(ways)) == len(ways)
 
 

@@ -41,7 +41,7 @@ class Watched(LocalBackend):
     """Keeps the workers' states from just before it closes."""
 
     def close(self):
-        if self._workers:
+        if self.workers:
             self.states = dict(self.worker_states())
         super().close()
 

@@ -73,7 +73,7 @@ def test_a_group_s_overrides_reach_its_workers_optimizers_and_no_others():
         diversity=Diversity(learning_rate_spread=0.3),
         groups={1: GroupSettings(recipe=other)},
     )
-    found = [worker._optimizer for worker in workers_of(experiment)]
+    found = [worker.optimizer for worker in workers_of(experiment)]
     factors = (0.7, 0.9, 1.1, 1.3)  # four workers spread over 1 ± 0.3
     for optimizer, factor in zip(found[:2], factors[:2], strict=True):
         assert isinstance(optimizer, torch.optim.AdamW)
@@ -111,9 +111,9 @@ def test_a_group_s_model_and_dropout_reach_its_workers():
         groups={1: GroupSettings(model=mlp(hidden=[9, 9]), dropout_rate=0.4)},
     )
     found = workers_of(experiment)
-    rates = [{m.p for m in w._model.modules() if isinstance(m, torch.nn.Dropout)} for w in found]
+    rates = [{m.p for m in w.model.modules() if isinstance(m, torch.nn.Dropout)} for w in found]
     assert rates == [{0.2}, {0.2}, {0.4}, {0.4}]
-    widths = [w._model.head.in_features for w in found]
+    widths = [w.model.head.in_features for w in found]
     assert widths == [6, 6, 9, 9]
     assert experiment.model_of(0) == mlp()
     assert experiment.model_of(1) == mlp(hidden=[9, 9])

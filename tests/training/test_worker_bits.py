@@ -186,7 +186,7 @@ def spied(images):
     def look(worker_id: int, round_index: int, *, seed: int = 0, augmentation=Augmentation(), **changes):
         worker = images.worker(worker_id, seed=seed, batch_size=5, augmentation=augmentation)
         worker.train_round(images.order(round_index, worker_id=worker_id, **changes))
-        inputs, masks = zip(*worker._model.seen, strict=True)
+        inputs, masks = zip(*worker.model.seen, strict=True)
         return torch.cat(inputs), torch.stack(masks)
 
     return look

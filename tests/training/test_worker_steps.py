@@ -17,7 +17,7 @@ from hqde.weights import Weights
 def record_steps(worker: Worker, look) -> list[object]:
     """What ``look(optimizer)`` returns just before each step of the worker's optimizer."""
     seen: list[object] = []
-    worker._optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(look(optimizer)))
+    worker.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(look(optimizer)))
     return seen
 
 
@@ -162,7 +162,7 @@ def test_channels_last_gives_the_same_loss_to_rounding(images):
     images_settings = {"batch_size": 10, "optimizer": "sgd", "learning_rate": 0.05, "dropout_rate": 0.0}
     plain = images.worker(**images_settings)
     other = images.worker(**images_settings, channels_last=True)
-    convolutions = [m for m in other._model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1]
+    convolutions = [m for m in other.model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1]
     assert convolutions
     assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions)
     one, two = plain.train_round(images.order()), other.train_round(images.order())

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from hqde.backends.base import StepReport
 from hqde.backends.cores import Seating
 
 T = TypeVar("T")
@@ -113,3 +114,21 @@ class Lanes(Generic[T]):
             except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
                 done.put((False, error))
                 return
+
+
+class Board:
+    """Where workers write how far they are, and one thread reads it out."""
+
+    def __init__(self, on_step: StepReport | None) -> None:
+        self.steps: dict[int, tuple[int, int]] = {}
+        self._told: dict[int, tuple[int, int]] = {}
+        self._on_step = on_step
+
+    def tell(self) -> None:
+        """Tell of those that moved on."""
+        if self._on_step is None:
+            return
+        for worker_id, at in list(self.steps.items()):
+            if self._told.get(worker_id) != at:
+                self._told[worker_id] = at
+                self._on_step(worker_id, *at)

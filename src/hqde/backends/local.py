@@ -11,7 +11,7 @@ from torch import Tensor
 from hqde.aggregation import Combination, Combined, Delta, Rule, combine
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
 from hqde.backends.cores import Seating, seat_workers, torch_threads
-from hqde.backends.lanes import Lanes
+from hqde.backends.lanes import Board, Lanes
 from hqde.data import Examples
 from hqde.ensemble import Ensemble, predict_side_by_side
 from hqde.errors import ConfigError, HqdeError
@@ -42,7 +42,7 @@ class LocalBackend:
 
     def __init__(self, *, lanes: int = 0, threads: int = 0) -> None:
         self._lanes, self._threads = lanes, threads
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
         self.seating = seat_workers(1, lanes=lanes, threads=threads)
 
     def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
@@ -58,16 +58,16 @@ class LocalBackend:
             self.seating = seat_workers(len(specs), lanes=self._lanes, threads=self._threads)
         else:
             self.seating = Seating(1, self._threads)
-        self._workers = [Worker(spec, examples) for spec in specs]
+        self.workers = [Worker(spec, examples) for spec in specs]
 
     def check(self, index: Tensor, rule: Rule) -> None:  # noqa: ARG002 - every rule runs here
         """Run a few examples through each worker's model."""
-        for worker in self._workers:
+        for worker in self.workers:
             worker.check(index)
 
     def layout(self, worker_id: int) -> Layout:
         """The flat layout of a worker's model."""
-        return self._workers[worker_id].layout
+        return self.workers[worker_id].layout
 
     def train(
         self,
@@ -94,7 +94,7 @@ class LocalBackend:
             yield outcome
 
     def _train_side_by_side(self, orders: Sequence[Order], on_step: StepReport | None) -> Iterator[Outcome]:
-        turns, lanes, board = Turns(), Lanes[Outcome](self.seating), _Board(on_step)
+        turns, lanes, board = Turns(), Lanes[Outcome](self.seating), Board(on_step)
 
         def note(worker_id: int, done: int, total: int) -> None:
             lanes.go_on()
@@ -108,7 +108,7 @@ class LocalBackend:
         self, order: Order, report: Callable[[int, int], None] | None, turns: Turns | None
     ) -> Outcome:
         try:
-            return self._workers[order.worker_id].train_round(order, on_step=report, turns=turns)
+            return self.workers[order.worker_id].train_round(order, on_step=report, turns=turns)
         except HqdeError:
             raise
         except Exception as error:  # noqa: BLE001 - the user's model may raise anything; the engine decides
@@ -117,7 +117,7 @@ class LocalBackend:
 
     def present(self) -> frozenset[int]:
         """All of them."""
-        return frozenset(range(len(self._workers)))
+        return frozenset(range(len(self.workers)))
 
     def fetch(self, delta: Delta) -> Tensor:
         """It is here already."""
@@ -138,12 +138,12 @@ class LocalBackend:
 
     def worker_states(self) -> Mapping[int, WorkerState]:
         """Every worker's state."""
-        return {worker.spec.worker_id: worker.state() for worker in self._workers}
+        return {worker.spec.worker_id: worker.state() for worker in self.workers}
 
     def load_worker_states(self, states: Mapping[int, WorkerState], committed: Mapping[int, Weights]) -> None:
         """Put the workers back."""
         for worker_id, state in states.items():
-            self._workers[worker_id].load_state(state, committed[worker_id])
+            self.workers[worker_id].load_state(state, committed[worker_id])
 
     def machines(self) -> Mapping[str, SystemMetrics]:
         """There are no others."""
@@ -151,21 +151,4 @@ class LocalBackend:
 
     def close(self) -> None:
         """Forget the workers."""
-        self._workers = []
-
-
-class _Board:
-    """Where workers write how far they are, and one thread reads it out."""
-
-    def __init__(self, on_step: StepReport | None) -> None:
-        self.steps: dict[int, tuple[int, int]] = {}
-        self._told: dict[int, tuple[int, int]] = {}
-        self._on_step = on_step
-
-    def tell(self) -> None:
-        """Tell of those that moved on."""
-        assert self._on_step is not None
-        for worker_id, at in list(self.steps.items()):
-            if self._told.get(worker_id) != at:
-                self._told[worker_id] = at
-                self._on_step(worker_id, *at)
+        self.workers = []

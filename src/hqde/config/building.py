@@ -115,6 +115,7 @@ def build_backend(config: Config) -> Backend:
         ray=config.ray,
         lanes=config.run.lanes,
         threads=config.run.threads,
+        stacked=config.run.stacked,
         balancer=make_balancer(config.run.balance),
     )
 

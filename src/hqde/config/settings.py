@@ -213,11 +213,12 @@ class RunSettings:
         workers: training replicas.
         epochs: passes of each worker over its shard.
         seed: of every random stream but the data splits.
-        backend: ``local``, ``ray``, or ``auto``: what a few steps show to be quickest.
+        backend: ``local``, ``vectorised``, ``ray``, or ``auto``: what a few steps show to be quickest.
         balance: how many rows each worker gets of a ``split`` or ``iid`` partition, and who predicts what:
             ``round_robin`` (equal), ``least_loaded`` or ``adaptive`` (by measured speed).
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
         lanes: workers side by side in this process; 0 takes as many as there are cores for.
+        stacked: workers in a stack of ``vectorised`` at most; 0 takes as many as memory allows.
         threads: torch threads of each worker; 0 follows from the cores. The same bits need the same number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation split.
@@ -231,6 +232,7 @@ class RunSettings:
     balance: str = "round_robin"
     device: str = "auto"
     lanes: int = 0
+    stacked: int = 0
     threads: int = 0
     early_stopping: int = 0
     evaluate_every: int = 1
@@ -240,7 +242,7 @@ class RunSettings:
         for name, least in (("workers", 1), ("epochs", 1), ("evaluate_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lanes", "threads", "early_stopping"):
+        for name in ("lanes", "stacked", "threads", "early_stopping"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
 

@@ -116,7 +116,7 @@ def without_place(tree: Mapping[str, Any]) -> Tree:
     {'run': {'seed': 0}}
     """
     kept = {name: value for name, value in tree.items() if name not in ("ray", "monitoring")}
-    places = ("backend", "lanes")
+    places = ("backend", "lanes", "stacked")
     return kept | {"run": {name: value for name, value in kept.get("run", {}).items() if name not in places}}
 
 

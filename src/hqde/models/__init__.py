@@ -2,7 +2,7 @@
 
 from hqde.models.calling import ModelInputs, call_model
 from hqde.models.cnn import CNN
-from hqde.models.dropout import Dropout, draw_dropout_from
+from hqde.models.dropout import Dropout, draw_dropout_from, draw_mask, set_mask_source
 from hqde.models.mlp import MLP
 from hqde.models.normalization import NORMS
 from hqde.models.resnet import ResNet18
@@ -22,5 +22,7 @@ __all__ = [
     "ResNet18",
     "call_model",
     "draw_dropout_from",
+    "draw_mask",
     "model_spec",
+    "set_mask_source",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import prod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,30 +39,47 @@ class Dropout(nn.Dropout):
 
     def __init__(self, rate: float = 0.5) -> None:
         super().__init__(check_dropout_rate(rate))
-        self.generator: torch.Generator | None = None
+        self.source: MaskSource | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The inputs, in training with some elements 0 and the others scaled; any shape."""
         if not self.training or self.p == 0.0:
             return inputs
-        if self.generator is None:
+        if self.source is None:
             return functional.dropout(inputs, self.p)
         if torch._C._current_graph_task_id() != -1:  # in a backward pass
             raise PreconditionError(
                 "activation checkpointing calls hqde.models.Dropout again, which would draw another mask "
                 "than in the forward pass; take torch.nn.Dropout there"
             )
-        dropped = min(LEVELS - 1, round(self.p * LEVELS))
-        # Four draws of 16 bits from each of 64: half the time of drawing one by one.
-        words = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64, device=inputs.device)
-        words.random_(-(2**63), None, generator=self.generator)
-        draws = words.view(torch.int16)[: inputs.numel()].view(inputs.shape)
-        kept = draws >= dropped - LEVELS // 2
-        return inputs * kept.to(inputs.dtype).mul_(LEVELS / (LEVELS - dropped))
+        return inputs * self.source(self, inputs)
+
+
+MaskSource = Callable[[Dropout, Tensor], Tensor]
+"""Where a layer's masks come from, scaled, in the shape and dtype of its inputs."""
+
+
+def draw_mask(rate: float, shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """A mask: 0 with chance ``rate``, to the nearest 1/65536, else what makes up for it.
+
+    >>> sorted(set(draw_mask(0.5, (64,), torch.float32, torch.Generator().manual_seed(0)).tolist()))
+    [0.0, 2.0]
+    """
+    dropped, count = min(LEVELS - 1, round(rate * LEVELS)), prod(shape)
+    # Four draws of 16 bits from each of 64: half the time of drawing one by one.
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+    words.random_(-(2**63), None, generator=generator)
+    kept = words.view(torch.int16)[:count].view(tuple(shape)) >= dropped - LEVELS // 2
+    return kept.to(dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 def draw_dropout_from(generator: torch.Generator, model: nn.Module) -> None:
     """Let every `Dropout` in ``model`` draw from ``generator``, on the model's device."""
+    set_mask_source(lambda layer, inputs: draw_mask(layer.p, inputs.shape, inputs.dtype, generator), model)
+
+
+def set_mask_source(source: MaskSource, model: nn.Module) -> None:
+    """Let every `Dropout` in ``model`` that drops at all take its masks from ``source`` while it trains."""
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.generator = generator
+            module.source = source

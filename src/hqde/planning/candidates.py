@@ -76,8 +76,9 @@ def candidates_for(
     if on_cpu and experiment.num_workers > 1 and cores > 1:
         seating = seat_workers(experiment.num_workers, cores=cores)
         seats += [(1, 1), (seating.lanes, seating.threads)]
-    return tuple(
-        Candidate("local", lanes, threads, precision)
-        for precision in precise
-        for lanes, threads in dict.fromkeys(seats)
-    )
+    found = []
+    for precision in precise:
+        found += [Candidate("local", lanes, threads, precision) for lanes, threads in dict.fromkeys(seats)]
+        if experiment.num_workers > 1 and precision != "fp16-mixed":
+            found.append(Candidate("vectorised", *seats[-1], precision))
+    return tuple(found)

@@ -118,7 +118,8 @@ def predict_s(found: Probe, experiment: Experiment) -> float | None:
     """Seconds that the rounds of a run take, by a probe: training, and looks at the validation rows."""
     if found.samples_per_s is None or found.problem:
         return None
-    lanes = found.candidate.lanes
+    # Stacks of any size go at one speed; of single workers the last may be alone.
+    lanes = 1 if found.candidate.backend == "vectorised" else found.candidate.lanes
     per_lane = found.samples_per_s / min(lanes, experiment.num_workers)
     sizes = {worker: len(shard) for worker, shard in experiment.shards(experiment.epochs).items()}
     whole: dict[int, float] = {}

@@ -24,6 +24,7 @@ WARM_UP_STEPS = 2
 MEASURED_S = 0.6
 MOST_STEPS = 200
 PREDICTED_ROWS = 512
+STACKED_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def probe(candidate: Candidate, experiment: Experiment) -> Probe:
         experiment: what is to be trained; it is not changed.
     """
     experiment = candidate.apply(experiment)
-    specs = experiment.worker_specs()[: max(1, candidate.lanes)]
+    stacks = candidate.backend == "vectorised"
+    specs = experiment.worker_specs()[: STACKED_WORKERS if stacks else max(1, candidate.lanes)]
     before = psutil.Process().memory_info().rss
     backend = candidate.make_backend()
     try:

@@ -3,12 +3,14 @@
 from hqde.training.device import resolve_device
 from hqde.training.diversity import Diversity
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
+from hqde.training.memory import step_bytes
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
 from hqde.training.order import Order, count_batches, count_samples, epoch_batches
 from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
+from hqde.training.stacking import Stack
 from hqde.training.turns import Turns
 from hqde.training.worker import Worker, WorkerSpec, WorkerState
 
@@ -21,6 +23,7 @@ __all__ = [
     "Precision",
     "Recipe",
     "Schedule",
+    "Stack",
     "Turns",
     "Worker",
     "WorkerSpec",
@@ -34,5 +37,6 @@ __all__ = [
     "make_optimizer",
     "perturbed",
     "resolve_device",
+    "step_bytes",
     "update_efficiency",
 ]

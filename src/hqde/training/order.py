@@ -53,6 +53,15 @@ class Order:
     perturbation: Perturbation | None = None
 
 
+def progress_at(order: Order, step: int, num_steps: int) -> float:
+    """How much of the run is done in the middle of the round's step 0, 1, …
+
+    The middle: no step is at rate 0 then, and none before a restart at the rate after it.
+    """
+    first, last = order.progress
+    return first + (last - first) * (step + 0.5) / num_steps
+
+
 def epoch_batches(order: Order, *, seed: int, batch_size: int) -> Iterator[Tensor]:
     """The index tensors of the round's batches, in the worker's own order of this epoch.
 

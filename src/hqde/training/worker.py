@@ -20,10 +20,11 @@ from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
-from hqde.training.order import Order, epoch_batches
+from hqde.training.order import Order, epoch_batches, progress_at
 from hqde.training.perturbing import heat, perturbed
 from hqde.training.recipe import Recipe
 from hqde.training.schedule import Schedule
+from hqde.training.tally import Tally
 from hqde.training.turns import Recomputation, Stream, Turns, own_stream
 from hqde.weights import Layout, Weights
 
@@ -76,17 +77,17 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec, examples: Examples) -> None:
         self.spec = spec
-        self._examples = examples
-        self._device = torch.device(spec.device)
+        self.examples = examples
+        self.device = torch.device(spec.device)
         with seeded(spec.seed, "worker", spec.worker_id, "build"):
             model = spec.model.build(dropout_rate=spec.dropout_rate)
         self.layout = Layout.of(model)
-        self._model = model.to(self._device)
+        self.model = model.to(self.device)
         if spec.recipe.channels_last:
-            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._loss = spec.recipe.loss_for(spec.schema.task)
-        self._optimizer = make_optimizer(self._model, spec.recipe)
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=spec.recipe.precision == "fp16-mixed")
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = spec.recipe.loss_for(spec.schema.task)
+        self.optimizer = make_optimizer(self.model, spec.recipe)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
         self._owed: Tensor | None = None  # of error feedback
         self._replica: Tensor | None = None  # the weights that its last round ended with, where they count
@@ -112,50 +113,60 @@ class Worker:
         began, began_cpu = time.perf_counter(), None if processor is None else processor()
         spec = self.spec
         self._data_s = 0.0
-        own_buffers = order.keep_buffers and not order.fresh_optimizer
-        self.layout.write(self._beginning(order), self._model, with_buffers=not own_buffers)
-        if order.fresh_optimizer:
-            self._optimizer = make_optimizer(self._model, spec.recipe)
-        batches = list(epoch_batches(order, seed=spec.seed, batch_size=spec.recipe.batch_size))
-        loss_sum = correct = torch.zeros((), device=self._device)
-        step_losses: list[Tensor] = []
-        num_samples, rate = 0, self._rate(order.progress[0])
-        self._model.train()
+        batches, tally = self.begin(order), Tally(self._rate(order.progress[0]))
+        draw_dropout_from(self.dropping(order), self.model)
         path = ("worker", spec.worker_id, "round", order.round_index)
-        dropping = generator(spec.seed, *path, "dropout", device=self._device)
-        draw_dropout_from(dropping, self._model)
-        with own_stream(turns, spec.seed, *path, device=self._device) as stream:
+        with own_stream(turns, spec.seed, *path, device=self.device) as stream:
             draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
             noise = generator(
-                spec.seed, "worker", spec.worker_id, "heat", order.round_index, device=self._device
+                spec.seed, "worker", spec.worker_id, "heat", order.round_index, device=self.device
             )
             warm = partial(
-                heat, list(self._model.parameters()), spec.recipe, num_rows=len(order.shard), draws=noise
+                heat, list(self.model.parameters()), spec.recipe, num_rows=len(order.shard), draws=noise
             )
             for step, index in enumerate(batches):
-                first, last = order.progress
-                # The middle of the step: no step at rate 0, and none before a restart at the rate after it.
-                progress = first + (last - first) * (step + 0.5) / len(batches)
-                rate = self._rate(progress)
-                losses, outputs, targets = self._step(
-                    index,
-                    rate,
-                    draws,
-                    stream,
-                    first=step == 0,
-                    warm=partial(warm, rate=rate, progress=progress),
-                )
-                loss_sum = loss_sum + losses.sum()
-                step_losses.append(losses.mean())
-                if self._loss == "cross_entropy":
-                    correct = correct + (outputs.argmax(dim=1) == targets).sum()
-                num_samples += len(index)
+                rate = self.rate_at(order, step, len(batches))
+                at = partial(warm, rate=rate, progress=progress_at(order, step, len(batches)))
+                losses, outputs, targets = self._step(index, rate, draws, stream, first=step == 0, warm=at)
+                right = (outputs.argmax(dim=1) == targets).sum() if self.loss == "cross_entropy" else None
+                tally.add(losses, right, rate)
                 if on_step is not None:
                     on_step(step + 1, len(batches))
-        # Read after the round, not in it: on a GPU every look at a number waits for the device.
-        for loss in torch.stack(step_losses).tolist() if step_losses else ():
+        cpu_s = None if processor is None or began_cpu is None else processor() - began_cpu
+        return self.finish(order, tally, began=began, data_s=self._data_s, cpu_s=cpu_s)
+
+    def begin(self, order: Order) -> list[Tensor]:
+        """Load the order's start; the indices of the round's batches."""
+        own_buffers = order.keep_buffers and not order.fresh_optimizer
+        self.layout.write(self._beginning(order), self.model, with_buffers=not own_buffers)
+        if order.fresh_optimizer:
+            self.optimizer = make_optimizer(self.model, self.spec.recipe)
+        self.model.train()
+        return list(epoch_batches(order, seed=self.spec.seed, batch_size=self.spec.recipe.batch_size))
+
+    def dropping(self, order: Order) -> torch.Generator:
+        """What the round's dropout draws from."""
+        path = ("worker", self.spec.worker_id, "round", order.round_index, "dropout")
+        return generator(self.spec.seed, *path, device=self.device)
+
+    def rate_at(self, order: Order, step: int, num_steps: int) -> float:
+        """Learning rate of the round's step, 0, 1, …"""
+        return self._rate(progress_at(order, step, num_steps))
+
+    def finish(
+        self, order: Order, tally: Tally, *, began: float, data_s: float, cpu_s: float | None
+    ) -> Update:
+        """The update of a round whose steps are done.
+
+        Args:
+            order: the round's.
+            tally: of its steps.
+            began: when, by ``time.perf_counter``.
+            data_s, cpu_s: as in ``Update``.
+        """
+        for loss in tally.losses_by_step():
             self._efficiency = update_efficiency(self._efficiency, loss)
-        local = self.layout.read(self._model)
+        local = self.layout.read(self.model)
         encoding = time.perf_counter()
         delta, packet = self._encode(local.vector.sub_(order.start.vector), order)
         encode_s = time.perf_counter() - encoding
@@ -163,23 +174,23 @@ class Worker:
         self._replica = None if order.pull is None else order.start.vector + delta
         down = order.start.vector if order.downlink is None else order.downlink
         return Update(
-            worker_id=spec.worker_id,
+            worker_id=self.spec.worker_id,
             round_index=order.round_index,
             attempt=order.attempt,
             delta=delta,
             integers=local.integers,
-            num_samples=num_samples,
-            loss=float(loss_sum) / num_samples if num_samples else float("nan"),
-            accuracy=float(correct) / num_samples if self._loss == "cross_entropy" and num_samples else None,
-            learning_rate=rate,
+            num_samples=tally.num_samples,
+            loss=tally.mean_loss,
+            accuracy=tally.accuracy,
+            learning_rate=tally.rate,
             efficiency=self._efficiency,
             seconds=time.perf_counter() - began,
             packet=packet,
             sent_bytes=local.integers.nbytes + (delta.nbytes if packet is None else packet.nbytes),
             received_bytes=order.start.integers.nbytes + down.nbytes,
-            data_s=self._data_s,
+            data_s=data_s,
             encode_s=encode_s,
-            cpu_s=None if processor is None or began_cpu is None else processor() - began_cpu,
+            cpu_s=cpu_s,
         )
 
     def check(self, index: Tensor) -> None:
@@ -188,25 +199,25 @@ class Worker:
         Raises:
             PreconditionError: the model cannot take the inputs, or its output does not fit the task.
         """
-        self._model.eval()
-        with seeded(self.spec.seed, "worker", self.spec.worker_id, "check", device=self._device):
-            inputs, _ = self._batch(index, None)
+        self.model.eval()
+        with seeded(self.spec.seed, "worker", self.spec.worker_id, "check", device=self.device):
+            inputs, _ = self.batch(index, None)
             try:
-                with torch.inference_mode(), self._autocast():
-                    outputs = call_model(self._model, inputs)
+                with torch.inference_mode(), self.autocast():
+                    outputs = call_model(self.model, inputs)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 shape = f" of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
                 raise PreconditionError(
                     f"model '{self.spec.model.name}' cannot take inputs{shape}: {str(error).splitlines()[0]}"
                 ) from error
         check_outputs(
-            outputs, num_examples=len(index), loss=self._loss, num_classes=self.spec.schema.num_classes
+            outputs, num_examples=len(index), loss=self.loss, num_classes=self.spec.schema.num_classes
         )
 
     def state(self) -> WorkerState:
         """Copies of what must survive a restart."""
-        tensors = {f"optimizer.{k}": v for k, v in optimizer_tensors(self._optimizer).items()}
-        own = self.layout.read(self._model)
+        tensors = {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
+        own = self.layout.read(self.model)
         tensors["buffers"] = own.vector[self.layout.num_parameters :].clone()
         tensors["integers"] = own.integers
         if self._owed is not None:
@@ -222,10 +233,10 @@ class Worker:
         """Put back what ``state`` gave, on top of the weights committed at that time."""
         buffers, integers = state.tensors["buffers"], state.tensors["integers"]
         vector = torch.cat([committed.vector[: self.layout.num_parameters], buffers])
-        self.layout.write(Weights(vector, integers), self._model)
+        self.layout.write(Weights(vector, integers), self.model)
         prefix = "optimizer."
         load_optimizer_tensors(
-            self._optimizer,
+            self.optimizer,
             {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)},
         )
         if self._scaler.is_enabled() and "scaler" in state.tensors:
@@ -278,16 +289,16 @@ class Worker:
         warm: Callable[[], None],
     ) -> tuple[Tensor, Tensor, Tensor]:
         waiting = time.perf_counter()
-        with self.mark("data"), stream.use("data", exclusive=not reads_side_by_side(self._examples)):
-            inputs, targets = self._batch(index, draws)
+        with self.mark("data"), stream.use("data", exclusive=not reads_side_by_side(self.examples)):
+            inputs, targets = self.batch(index, draws)
         self._data_s += time.perf_counter() - waiting
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
-        with self.mark("forward"), stream.use("forward"), self._autocast():
-            outputs = call_model(self._model, inputs)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.mark("forward"), stream.use("forward"), self.autocast():
+            outputs = call_model(self.model, inputs)
         recipe = self.spec.recipe
-        losses = example_losses(outputs, targets, self._loss, label_smoothing=recipe.label_smoothing)
+        losses = example_losses(outputs, targets, self.loss, label_smoothing=recipe.label_smoothing)
         with self.mark("backward"), stream.use("backward"):
             self._backward(losses.mean(), stream, first=first)
         with self.mark("optimizer"):
@@ -296,12 +307,12 @@ class Worker:
 
     def _update(self, recipe: Recipe, warm: Callable[[], None]) -> None:
         if recipe.clip_norm or recipe.temperature:
-            self._scaler.unscale_(self._optimizer)
+            self._scaler.unscale_(self.optimizer)
         if recipe.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.clip_norm, foreach=True)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm, foreach=True)
         if recipe.temperature:
             warm()
-        self._scaler.step(self._optimizer)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
 
     def _backward(self, loss: Tensor, stream: Stream, *, first: bool) -> None:
@@ -309,25 +320,25 @@ class Worker:
         if stream.alone or not first:
             scaled.backward()
             return
-        with Recomputation(self._model) as seen:
+        with Recomputation(self.model) as seen:
             scaled.backward()
         if seen.called:
             stream.needs("backward")
 
-    def _batch(self, index: Tensor, draws: torch.Generator | None) -> tuple[Inputs, Tensor]:
+    def batch(self, index: Tensor, draws: torch.Generator | None) -> tuple[Inputs, Tensor]:
         spec = self.spec
-        inputs, targets = self._examples.fetch(index)
+        inputs, targets = self.examples.fetch(index)
         if draws is not None and spec.augmentation.enabled and isinstance(inputs, Tensor):
             inputs = spec.augmentation(inputs, draws)
-        inputs = _to_device(spec.normalization.apply(inputs), self._device)
+        inputs = _to_device(spec.normalization.apply(inputs), self.device)
         if spec.recipe.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs, spec.target_scale.apply(targets).to(self._device)
+        return inputs, spec.target_scale.apply(targets).to(self.device)
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         precision = self.spec.recipe.precision
         dtype = torch.float16 if precision == "fp16-mixed" else torch.bfloat16
-        return torch.autocast(self._device.type, dtype=dtype, enabled=precision != "fp32")
+        return torch.autocast(self.device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 def _processor_clock(*, alone: bool) -> Callable[[], float] | None:

@@ -1,0 +1,108 @@
+"""Optimizers of many workers at once: each row of a matrix is one worker's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hqde.training.recipe import Recipe
+
+Moments = dict[str, Tensor]
+"""What an optimizer keeps: ``(w, d)`` tensors, and ``step`` ``(w, 1)``, steps made by each worker."""
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
+
+
+def read_moments(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe) -> Moments:
+    """What the workers' own optimizers keep, behind each other; zeros where they keep nothing yet."""
+    names = ("exp_avg", "exp_avg_sq") if recipe.optimizer == "adamw" else ("momentum_buffer",)
+    moments = {
+        name: torch.stack([torch.cat([_kept(o, p, name) for p in parameters_of(o)]) for o in optimizers])
+        for name in names
+    }
+    first = [parameters_of(optimizer)[0] for optimizer in optimizers]
+    steps = [float(o.state.get(p, {}).get("step", 0.0)) for o, p in zip(optimizers, first, strict=True)]
+    moments["step"] = torch.tensor(steps, dtype=torch.float32, device=first[0].device).unsqueeze(1)
+    return moments
+
+
+def write_moments(moments: Moments, optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe) -> None:
+    """Put them into the workers' own optimizers, as those would keep them after as many steps."""
+    for row, optimizer in enumerate(optimizers):
+        start = 0
+        for parameter in parameters_of(optimizer):
+            end = start + parameter.numel()
+            state = {
+                name: values[row, start:end].view_as(parameter).clone()
+                for name, values in moments.items()
+                if name != "step"
+            }
+            if recipe.optimizer == "adamw":
+                state["step"] = moments["step"][row, 0].cpu().clone()
+            optimizer.state[parameter] = state
+            start = end
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What the optimizer trains, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def decay_of(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Weight decay of each element, ``(d,)``."""
+    return torch.cat(
+        [
+            torch.full((parameter.numel(),), float(group["weight_decay"]), device=parameter.device)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+    )
+
+
+def clip_rows(gradients: Tensor, largest: float) -> Tensor:
+    """Each row scaled to a norm of at most ``largest``, as ``clip_grad_norm_`` does; 0 leaves them alone."""
+    if not largest:
+        return gradients
+    norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+    return gradients.mul_((largest / (norms + 1e-6)).clamp_(max=1.0))
+
+
+def step_rows(
+    rows: Tensor, gradients: Tensor, moments: Moments, rates: Tensor, decay: Tensor, recipe: Recipe
+) -> None:
+    """One step of every row, in place.
+
+    AdamW: ``p ← (1 - ηλ)p``, ``m ← β₁m + (1 - β₁)g``, ``v ← β₂v + (1 - β₂)g²``,
+    ``p ← p - η m̂ / (√v̂ + ε)`` with bias-corrected m̂ and v̂. SGD: ``g ← g + λp``, ``b ← μb + g``,
+    ``p ← p - η b``, or with Nesterov's momentum ``p ← p - η(g + μb)``.
+
+    Args:
+        rows: ``(w, d)`` parameters.
+        gradients: ``(w, d)``; may be changed.
+        moments: of these rows.
+        rates: ``(w, 1)``.
+        decay: ``(d,)``.
+        recipe: of all workers.
+    """
+    moments["step"] += 1
+    if recipe.optimizer == "adamw":
+        (first, second), step = BETAS, moments["step"]
+        average, square = moments["exp_avg"], moments["exp_avg_sq"]
+        rows.mul_(1 - rates * decay)
+        average.lerp_(gradients, 1 - first)
+        square.mul_(second).addcmul_(gradients, gradients, value=1 - second)
+        scale = (square / (1 - second**step)).sqrt_().add_(EPSILON)
+        rows.sub_(scale.reciprocal_().mul_(average).mul_(rates / (1 - first**step)))
+        return
+    gradients.addcmul_(decay.expand_as(rows), rows)
+    buffer = moments["momentum_buffer"]
+    buffer.mul_(recipe.momentum).add_(gradients)
+    ahead = gradients.add_(buffer, alpha=recipe.momentum) if recipe.nesterov and recipe.momentum else buffer
+    rows.sub_(ahead * rates)
+
+
+def _kept(optimizer: torch.optim.Optimizer, parameter: Tensor, name: str) -> Tensor:
+    found = optimizer.state.get(parameter, {}).get(name)
+    return torch.zeros_like(parameter).flatten() if found is None else found.reshape(-1)

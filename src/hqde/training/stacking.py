@@ -1,0 +1,361 @@
+"""Workers of one architecture trained in one pass: models, optimizers and batches behind each other."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from hqde.aggregation import Update
+from hqde.data import reads_side_by_side
+from hqde.errors import PreconditionError
+from hqde.models import Dropout, call_model, set_mask_source
+from hqde.seeding import generator, seeded
+from hqde.training.masks import MaskPlan, plan_masks
+from hqde.training.objective import example_losses
+from hqde.training.order import Order
+from hqde.training.stacked_optimizers import (
+    Moments,
+    clip_rows,
+    decay_of,
+    parameters_of,
+    read_moments,
+    step_rows,
+    write_moments,
+)
+from hqde.training.tally import Tally
+from hqde.training.worker import Worker
+
+
+@dataclass
+class Stacked:
+    """The state of w workers: what a step reads and changes in place.
+
+    Attributes:
+        rows: ``(w, d)`` trained parameters, in the order of the optimizers.
+        buffers: by name, ``(w, …)``; with parameters that are frozen.
+        moments: of the optimizers.
+    """
+
+    rows: Tensor
+    buffers: dict[str, Tensor]
+    moments: Moments
+
+    def take(self, index: Tensor) -> Stacked:
+        """Copies of some workers' rows."""
+        return Stacked(
+            self.rows[index],
+            {name: value[index] for name, value in self.buffers.items()},
+            {name: value[index] for name, value in self.moments.items()},
+        )
+
+    def put(self, index: Tensor, some: Stacked) -> None:
+        """Put back what ``take`` gave."""
+        self.rows[index] = some.rows
+        for name, value in some.buffers.items():
+            self.buffers[name][index] = value
+        for name, value in some.moments.items():
+            self.moments[name][index] = value
+
+
+class Calling(nn.Module):
+    """A model that is called with one argument, whatever its inputs are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: object) -> Tensor:
+        """As ``call_model``."""
+        return call_model(self.model, inputs)  # type: ignore[arg-type]
+
+
+class Stack:
+    """Some workers, trained together.
+
+    Args:
+        workers: of one architecture and one recipe but for their learning and dropout rates.
+
+    Raises:
+        PreconditionError: they differ in more, or train in a way that cannot be stacked.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers = list(workers)
+        check_alike(self.workers)
+        first = self.workers[0]
+        with seeded(first.spec.seed, "stack"):
+            rates = [w.spec.dropout_rate for w in self.workers if w.spec.dropout_rate is not None]
+            model = first.spec.model.build(dropout_rate=max(rates, default=None))
+        self._calling = Calling(model.to(first.device)).train()
+        self._names = {id(p): name for name, p in first.model.named_parameters()}
+        self._dropout = [[m.p for m in w.model.modules() if isinstance(m, Dropout)] for w in self.workers]
+        self._masks: MaskPlan | None = None
+
+    def train_round(
+        self, orders: Sequence[Order], *, on_step: Callable[[int, int, int], None] | None = None
+    ) -> list[Update | tuple[Order, Exception]]:
+        """Train the workers that have orders.
+
+        Args:
+            orders: for some of the stack's workers.
+            on_step: called with (worker id, batches done, batches in the round).
+
+        Returns:
+            For each order an update, or the order and what went wrong with it.
+        """
+        began, began_cpu = time.perf_counter(), time.thread_time()
+        by_id = {worker.spec.worker_id: place for place, worker in enumerate(self.workers)}
+        orders = sorted(orders, key=lambda order: order.worker_id)
+        places = [by_id[order.worker_id] for order in orders]
+        workers = [self.workers[place] for place in places]
+        batches = [worker.begin(order) for worker, order in zip(workers, orders, strict=True)]
+        tallies = [Tally(w.rate_at(o, 0, 1)) for w, o in zip(workers, orders, strict=True)]
+        run = _Round(self, orders, places, batches, tallies)
+        failed: dict[int, Exception] = {}
+        state = self._read(workers)
+        for step in range(max(map(len, batches), default=0)):
+            for group in run.groups(step, failed):
+                run.step(step, group, state, failed)
+            if on_step is not None:
+                for order, own in zip(orders, batches, strict=True):
+                    on_step(order.worker_id, min(step + 1, len(own)), len(own))
+        self._write(state, workers)
+        share = (time.perf_counter() - began) / len(orders)
+        cpu_s = (time.thread_time() - began_cpu) / len(orders) if torch.get_num_threads() == 1 else None
+        data_s = run.data_s / len(orders)
+        outcomes: list[Update | tuple[Order, Exception]] = []
+        for place, (worker, order, tally) in enumerate(zip(workers, orders, tallies, strict=True)):
+            if place in failed:
+                outcomes.append((order, failed[place]))
+                continue
+            started = time.perf_counter() - share
+            outcomes.append(worker.finish(order, tally, began=started, data_s=data_s, cpu_s=cpu_s))
+        return outcomes
+
+    def try_out(self, index: Tensor) -> None:
+        """A forward and a backward pass of these rows, without a step; what is wrong is raised."""
+        worker = self.workers[0]
+        state = self._read(self.workers[:2])
+        count = len(state.rows)
+        inputs, _ = worker.batch(index, None)
+        plan = self.masks(inputs, len(index))
+        rates = self._dropout[:count]
+        draws = [generator(worker.spec.seed, "stack", place, device=worker.device) for place in range(count)]
+        leaves = self.leaves(state)
+        both = tree_map(lambda value: torch.stack([value] * count), inputs)
+        with worker.autocast():
+            outputs = self.forward(state, leaves, both, plan.draw(len(index), draws, rates))
+        gradients = torch.autograd.grad(outputs.float().sum(), leaves, allow_unused=True)
+        names = [self._names[id(p)] for p in parameters_of(worker.optimizer)]
+        unused = [name for name, found in zip(names, gradients, strict=True) if found is None]
+        if unused:
+            raise RuntimeError(f"its outputs do not depend on {', '.join(unused)}")
+
+    def forward(
+        self, state: Stacked, leaves: Sequence[Tensor], inputs: object, masks: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Outputs ``(w, n, …)`` of the workers for their own rows."""
+        names = [f"model.{self._names[id(p)]}" for p in parameters_of(self.workers[0].optimizer)]
+        parameters = dict(zip(names, leaves, strict=True))
+
+        def one(
+            parameters: dict[str, Tensor],
+            buffers: dict[str, Tensor],
+            inputs: object,
+            masks: tuple[Tensor, ...],
+        ) -> Tensor:
+            supply = iter(masks)
+            set_mask_source(lambda layer, x: next(supply), self._calling)  # noqa: ARG005
+            out: Tensor = functional_call(self._calling, (parameters, buffers), (inputs,))
+            return out
+
+        outputs: Tensor = torch.vmap(one)(parameters, state.buffers, inputs, masks)
+        return outputs
+
+    def leaves(self, state: Stacked) -> list[Tensor]:
+        """The parameters as ``(w, …)`` views that gradients are taken of."""
+        shapes = [p.shape for p in parameters_of(self.workers[0].optimizer)]
+        parts = state.rows.split([shape.numel() for shape in shapes], dim=1)
+        count = len(state.rows)
+        return [
+            part.view(count, *shape).detach().requires_grad_()
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
+
+    def masks(self, inputs: object, rows: int) -> MaskPlan:
+        """Which masks a batch of one worker asks for, found out once."""
+        if self._masks is None:
+            self._masks = plan_masks(self._calling, inputs, rows, autocast=self.workers[0].autocast())
+        return self._masks
+
+    def _read(self, workers: Sequence[Worker]) -> Stacked:
+        rows = torch.stack(
+            [torch.cat([p.detach().reshape(-1) for p in parameters_of(w.optimizer)]) for w in workers]
+        )
+        trained = {id(p) for p in parameters_of(self.workers[0].optimizer)}
+        kept = [name for name, p in self.workers[0].model.named_parameters() if id(p) not in trained]
+        kept += [name for name, _ in self.workers[0].model.named_buffers()]
+        states = [dict(w.model.named_parameters()) | dict(w.model.named_buffers()) for w in workers]
+        buffers = {f"model.{name}": torch.stack([s[name].detach() for s in states]) for name in kept}
+        return Stacked(rows, buffers, read_moments([w.optimizer for w in workers], workers[0].spec.recipe))
+
+    def _write(self, state: Stacked, workers: Sequence[Worker]) -> None:
+        write_moments(state.moments, [w.optimizer for w in workers], workers[0].spec.recipe)
+        for row, worker in enumerate(workers):
+            start = 0
+            with torch.no_grad():
+                for parameter in parameters_of(worker.optimizer):
+                    end = start + parameter.numel()
+                    parameter.copy_(state.rows[row, start:end].view_as(parameter))
+                    start = end
+                for name, buffer in worker.model.named_buffers():
+                    buffer.copy_(state.buffers[f"model.{name}"][row])
+
+
+class _Round:
+    """The steps of a round of a stack."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        orders: Sequence[Order],
+        places: Sequence[int],
+        batches: Sequence[Sequence[Tensor]],
+        tallies: Sequence[Tally],
+    ) -> None:
+        self._stack, self._orders, self._batches, self._tallies = stack, orders, batches, tallies
+        self._workers = [stack.workers[place] for place in places]
+        self._rates = [stack._dropout[place] for place in places]
+        self._decay = decay_of(self._workers[0].optimizer)
+        pairs = list(zip(self._workers, orders, strict=True))
+        self._dropping = [worker.dropping(order) for worker, order in pairs]
+        self._augmenting = [
+            generator(w.spec.seed, "worker", w.spec.worker_id, "augment", o.round_index) for w, o in pairs
+        ]
+        self.data_s = 0.0
+
+    def groups(self, step: int, failed: dict[int, Exception]) -> list[list[int]]:
+        """Workers with a batch in this step, those of one size together."""
+        sizes: dict[int, list[int]] = defaultdict(list)
+        for place, own in enumerate(self._batches):
+            if step < len(own) and place not in failed:
+                sizes[len(own[step])].append(place)
+        return list(sizes.values())
+
+    def step(self, step: int, group: list[int], state: Stacked, failed: dict[int, Exception]) -> None:
+        """One step of these workers."""
+        waiting = time.perf_counter()
+        inputs, targets, group = self._rows(step, group, failed)
+        self.data_s += time.perf_counter() - waiting
+        if not group:
+            return
+        every = len(group) == len(state.rows)
+        index = torch.tensor(group)
+        own = state if every else state.take(index)
+        try:
+            self._update(step, group, own, inputs, targets)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            failed.update(dict.fromkeys(group, error))
+            return
+        if not every:
+            state.put(index, own)
+
+    def _rows(
+        self, step: int, group: list[int], failed: dict[int, Exception]
+    ) -> tuple[object, Tensor, list[int]]:
+        """Inputs ``(w, n, …)`` and targets ``(w, n)`` of those whose rows can be read."""
+        first = self._workers[0]
+        if reads_side_by_side(first.examples) and not first.spec.augmentation.enabled:
+            index = torch.cat([self._batches[place][step] for place in group])
+            try:
+                inputs, targets = first.batch(index, None)
+                count = len(group)
+                return (
+                    tree_map(lambda v: v.view(count, -1, *v.shape[1:]), inputs),
+                    targets.view(count, -1),
+                    group,
+                )
+            except Exception:  # noqa: BLE001 - one by one it shows whose rows they are
+                pass
+        found = []
+        for place in group:
+            worker, index = self._workers[place], self._batches[place][step]
+            try:
+                found.append((place, worker.batch(index, self._augmenting[place])))
+            except Exception as error:  # noqa: BLE001 - data may raise anything; the engine decides
+                failed[place] = error
+        if not found:
+            return None, torch.empty(0), []
+        inputs = tree_map(lambda *rows: torch.stack(rows), *[batch[0] for _, batch in found])
+        return inputs, torch.stack([batch[1] for _, batch in found]), [place for place, _ in found]
+
+    def _update(self, step: int, group: list[int], state: Stacked, inputs: object, targets: Tensor) -> None:
+        stack, recipe = self._stack, self._workers[0].spec.recipe
+        count, rows = targets.shape
+        first = tree_map(lambda value: value[0], inputs)
+        plan = stack.masks(first, rows)
+        masks = plan.draw(rows, [self._dropping[p] for p in group], [self._rates[p] for p in group])
+        leaves = stack.leaves(state)
+        with self._workers[0].autocast():
+            outputs = stack.forward(state, leaves, inputs, masks)
+        flat = outputs.reshape(count * rows, *outputs.shape[2:])
+        kind = self._workers[0].loss
+        losses = example_losses(flat, targets.reshape(-1), kind, label_smoothing=recipe.label_smoothing)
+        losses = losses.view(count, rows)
+        gradients = torch.autograd.grad(losses.mean(1).sum(), leaves)
+        joined = torch.cat([g.reshape(count, -1) for g in gradients], dim=1)
+        rates = [self._workers[p].rate_at(self._orders[p], step, len(self._batches[p])) for p in group]
+        with torch.no_grad():
+            clip_rows(joined, recipe.clip_norm)
+            step_rows(
+                state.rows,
+                joined,
+                state.moments,
+                torch.tensor(rates, dtype=torch.float32, device=joined.device).unsqueeze(1),
+                self._decay,
+                recipe,
+            )
+            losses = losses.detach()
+            right = None
+            if kind == "cross_entropy":
+                right = (flat.argmax(dim=1).view(count, rows) == targets).sum(1)
+        for row, place in enumerate(group):
+            self._tallies[place].add(losses[row], None if right is None else right[row], rates[row])
+
+
+def check_alike(workers: Sequence[Worker]) -> None:
+    """Refuse workers that cannot stand in one stack.
+
+    Raises:
+        PreconditionError: with what differs, and the cure.
+    """
+    cure = "train them with the backend 'local'"
+    first = workers[0]
+    common = replace(first.spec.recipe, learning_rate=1.0)
+    for worker in workers[1:]:
+        if worker.layout != first.layout or worker.spec.model != first.spec.model:
+            raise PreconditionError(
+                f"workers {first.spec.worker_id} and {worker.spec.worker_id} have different architectures "
+                f"and cannot be stacked; {cure}"
+            )
+        if replace(worker.spec.recipe, learning_rate=1.0) != common:
+            raise PreconditionError(
+                f"workers {first.spec.worker_id} and {worker.spec.worker_id} differ in more of their recipe "
+                f"than the learning rate and cannot be stacked; {cure}"
+            )
+    if common.temperature:
+        raise PreconditionError(f"stacked workers take no Langevin noise (training.temperature); {cure}")
+    if common.precision == "fp16-mixed":
+        raise PreconditionError(
+            f"stacked workers have no loss scaler, which fp16-mixed needs; {cure}, or bf16"
+        )
+    wide = {p.dtype for p in first.model.parameters()}
+    if wide != {torch.float32}:
+        raise PreconditionError(f"stacked workers are float32, this model's parameters {wide}; {cure}")
