@@ -199,7 +199,7 @@ def test_fp16_is_refused():
 
 
 def test_langevin_noise_is_refused():
-    setting = experiment(recipe=replace(SGD, temperature=0.5))
+    setting = experiment(recipe=replace(SGD, temperature=0.5, nesterov=False))
     with pytest.raises(PreconditionError, match="Langevin noise"):
         VectorisedBackend().start(setting.worker_specs(), setting.splits.train)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -19,17 +20,19 @@ from hqde.aggregation import (
     NormBound,
     make_rule,
 )
-from hqde.backends import LocalBackend
+from hqde.backends import LocalBackend, WrappedBackend
 from hqde.balance import Adaptive
 from hqde.checkpoints import CheckpointStore
 from hqde.data import Dirichlet, Iid, Replicate, Split
 from hqde.errors import ConfigError, MissingExtraError, PreconditionError
 from hqde.quantum import privacy_spent
-from hqde.rounds import Engine, Privacy
+from hqde.rounds import Engine, FaultPolicy, Privacy
+from hqde.rounds.commit import Commit, couple_groups
 from hqde.rounds.privacy import PrivateBackend
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
-from hqde.topology import Topology
-from hqde.training import Worker
+from hqde.topology import Elastic, Topology
+from hqde.training import Diversity, Worker
+from hqde.weights import Weights
 
 needs_opacus = pytest.mark.skipif(
     "opacus" not in sys.modules and __import__("importlib.util").util.find_spec("opacus") is None,
@@ -169,6 +172,53 @@ def test_workers_take_part_as_often_as_is_said():
     assert result.state.totals.skipped == 0
 
 
+def test_a_group_that_nobody_takes_part_in_releases_noise_all_the_same():
+    experiment = private(groups=2, epochs=2, sample_rate=1e-9)
+    result, recorder = run(experiment)
+    assert [len(record.workers) for record in recorder.rounds] == [0, 0]
+    told = experiment.privacy.figures(2, 2)["noise_std"]
+    for group, vector in enumerate(vectors(result)):
+        moved = vector - experiment.initial_weights(group).vector
+        assert float(moved.std()) == pytest.approx(math.sqrt(2) * told, rel=0.2)
+    assert recorder.events == []
+
+
+def test_who_is_refused_begins_anew_whenever_its_turn_comes():
+    class Listens(WrappedBackend):
+        def __init__(self, inner):
+            super().__init__(inner)
+            self.fresh = {}
+
+        def train(self, orders, **options):
+            self.fresh |= {(order.worker_id, order.round_index): order.fresh_optimizer for order in orders}
+            yield from super().train(orders, **options)
+
+    experiment = private(epochs=20, sample_rate=0.5)
+    alone = Listens(LocalBackend())
+    run(experiment, alone)
+    rounds = {w: [r for worker, r in sorted(alone.fresh) if worker == w] for w in range(4)}
+    # A worker that sits out the round after the one in which it will be refused.
+    worker, refused, following = next(
+        (w, a, b) for w, taken in rounds.items() for a, b in itertools.pairwise(taken) if b > a + 1
+    )
+    watched = Listens(FaultyBackend(LocalBackend(), (Fault(worker, refused, "nan_delta"),)))
+    run(experiment, watched)
+    assert [key for key, fresh in watched.fresh.items() if fresh] == [(worker, following)]
+
+
+def test_coupling_groups_of_a_private_run_does_not_tell_who_took_part():
+    none = torch.zeros(0, dtype=torch.int64)
+    ends = [Commit(Weights(torch.tensor([x]), none), {}, samples, ()) for x, samples in ((0.0, 8), (4.0, 0))]
+    assert [float(c.weights.vector) for c in couple_groups(ends, 0.5)] == [0.0, 2.0]
+    assert [float(c.weights.vector) for c in couple_groups(ends, 0.5, equally=True)] == [1.0, 3.0]
+    experiment = replace(
+        private(groups=2, sample_rate=0.4, noise_multiplier=1e-9),
+        topology=Topology(groups=2, elastic=Elastic(global_pull=1.0)),
+    )
+    first, second = vectors(run(experiment)[0])
+    assert torch.equal(first, second)
+
+
 def test_rows_stay_with_their_worker_when_another_is_gone():
     experiment = private()
     everybody, there = experiment.shards(1), experiment.shards(1, present=frozenset({0, 2}))
@@ -188,6 +238,8 @@ def test_rows_stay_with_their_worker_when_another_is_gone():
         ({"privacy": Privacy(1.0, delta=0.5)}, "delta=0.5 would let one of 4 workers .* less than 0.25"),
         ({"topology": Topology(groups=2, branch_at=0.5)}, "use no topology.branch_at"),
         ({"balancer": Adaptive()}, "run.balance = 'round_robin'"),
+        ({"faults": FaultPolicy(min_workers=2)}, "min_workers=2: a round that is skipped tells how many"),
+        ({"diversity": Diversity(entangled_noise=0.1)}, "privacy excludes diversity.entangled_noise=0.1"),
     ],
 )
 def test_what_the_promise_would_not_hold_for_is_refused(changes, sentence):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,9 +68,11 @@ class GaussianMechanism:
         """Of each coordinate of the result: ``σ C / m``."""
         return self.noise_multiplier * self.clip_norm / expected
 
-    def noise(self, size: int, *, expected: float, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    def noise(
+        self, size: int, *, expected: float, dtype: torch.dtype, generator: np.random.Generator
+    ) -> Tensor:
         """What is added to the result: ``(size,)``, normal with mean 0 and `noise_std`."""
-        drawn = torch.randn(size, generator=generator, dtype=torch.float64)
+        drawn = torch.from_numpy(generator.standard_normal(size))
         return (drawn * self.noise_std(expected)).to(dtype)
 
 

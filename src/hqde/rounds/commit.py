@@ -91,13 +91,15 @@ def commit_group(
     policy: AggregationPolicy = AggregationPolicy(),
     memory: Memory = Memory(),
     held_out_loss: HeldOutLoss | None = None,
+    releases_always: bool = False,
 ) -> Commit:
     """Admit, aggregate, step the server optimizer, and build the group's new weights.
 
     Shares are the engine's own sample counts. The server optimizer sees parameters only; floating buffers
     take the aggregate as it is; integer buffers take the maximum. A rejected update counts against the rule's
     f. With fewer than ``quorum`` usable updates nothing changes; with fewer than the rule needs, what
-    ``policy.on_breach`` says.
+    ``policy.on_breach`` says. With ``releases_always`` the backend combines what there is, be it nothing:
+    of a private group nobody may see that it stood still.
 
     Raises:
         PreconditionError: too few rows for the rule, or shares so unequal that f of them may hold half of the
@@ -112,14 +114,14 @@ def commit_group(
     rejected = tuple(sorted(refused, key=lambda r: r.worker_id))
     against = {r.worker_id: 0.0 for r in rejected} if policy.reliability is not None else {}
     unchanged = Commit(base, server_state, 0, rejected, agreements=against, norms=norms)
-    if len(admitted) < quorum:
+    if len(admitted) < quorum and not releases_always:
         skipped = f"{len(admitted)} of {quorum} usable updates" if admitted else "no usable update"
         return replace(unchanged, skipped=skipped)
     deployed = rule_of(rule, len(admitted) + len(rejected)).after_rejecting(len(rejected))
     deployed = deployed.for_round(round_index)
     task = Combination(
         rows=[update.delta for update in admitted],
-        shares=shares_of([update.num_samples for update in admitted]),
+        shares=shares_of([update.num_samples for update in admitted]) if admitted else torch.zeros(0),
         rule=_remembering(deployed, admitted, policy, memory),
         server=server,
         base=base.vector,
@@ -127,7 +129,8 @@ def commit_group(
         num_parameters=layout.num_parameters,
     )
     try:
-        deployed.check_bound(len(admitted))
+        if admitted:
+            deployed.check_bound(len(admitted))
         combined = backend.combine(task)
     except PreconditionError as error:
         if policy.on_breach == "raise":
@@ -136,7 +139,7 @@ def commit_group(
             unchanged = _carried_on(unchanged, task, base)
         return replace(unchanged, skipped=str(error))
     ids, decision = [update.worker_id for update in admitted], combined.decision
-    integers = torch.stack([update.integers for update in admitted]).amax(dim=0)
+    integers = torch.stack([update.integers for update in admitted] or [base.integers]).amax(dim=0)
     return Commit(
         weights=Weights(combined.vector, integers),
         server=combined.state,
@@ -150,14 +153,14 @@ def commit_group(
     )
 
 
-def average_groups(commits: Sequence[Commit]) -> Weights:
-    """The sample-weighted average of all groups' weights (hierarchical FedAvg).
+def average_groups(commits: Sequence[Commit], *, equally: bool = False) -> Weights:
+    """The average of all groups' weights, by their samples or ``equally`` (hierarchical FedAvg).
 
     Taken around the first group's weights, so that the rule sees differences, never raw weights.
     """
     centre = commits[0].weights.vector
     samples = [commit.num_samples for commit in commits]
-    if not sum(samples):
+    if equally or not sum(samples):
         samples = [1] * len(commits)
     rows = torch.stack([commit.weights.vector - centre for commit in commits])
     mean = Mean()(rows, shares_of(samples)).value
@@ -165,12 +168,13 @@ def average_groups(commits: Sequence[Commit]) -> Weights:
     return Weights(centre + mean, integers)
 
 
-def couple_groups(commits: Sequence[Commit], pull: float) -> list[Commit]:
+def couple_groups(commits: Sequence[Commit], pull: float, *, equally: bool = False) -> list[Commit]:
     """Draw every group's weights to the average of all: ``x_g ← x_g + pull · (average − x_g)``.
 
     Args:
         commits: of all groups, of one architecture.
         pull: from 0 to 1, where all groups end with the average.
+        equally: groups count alike, not by their samples, which tell who took part.
 
     Example:
         >>> none = torch.zeros(0, dtype=torch.int64)
@@ -178,7 +182,7 @@ def couple_groups(commits: Sequence[Commit], pull: float) -> list[Commit]:
         >>> [float(commit.weights.vector) for commit in couple_groups(ends, 0.5)]
         [1.0, 3.0]
     """
-    common = average_groups(commits)
+    common = average_groups(commits, equally=equally)
     if pull == 1.0:
         return [replace(commit, weights=common) for commit in commits]
     return [

@@ -22,7 +22,7 @@ from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validati
 from hqde.rounds.experiment import Experiment
 from hqde.rounds.finishing import Result, finish_run
 from hqde.rounds.members import MemberPool
-from hqde.rounds.privacy import with_privacy
+from hqde.rounds.privacy import taking_part, with_privacy
 from hqde.rounds.records import worker_records
 from hqde.rounds.snapshots import keep_snapshot
 from hqde.rounds.state import RunState, pack_state, unpack_state
@@ -184,7 +184,7 @@ class Engine:
             self._shards = (plan.epoch, present, shards)
         shards = self._shards[2]
         perturbations = entangled_perturbations(self.experiment, plan, shards)
-        return [
+        orders = [
             Order(
                 worker_id=worker,
                 round_index=plan.index,
@@ -206,10 +206,13 @@ class Engine:
             for worker in group
             if worker in shards
         ]
+        if not orders:
+            raise WorkerError("no worker is left: each was excluded after its last attempt failed")
+        return taking_part(self._backend, plan.index, orders)
 
     def _train(self, orders: Sequence[Order]) -> list[Outcome]:
         if not orders:
-            raise WorkerError("no worker is left: each was excluded after its last attempt failed")
+            return []
         self._supervisor.begin(orders)
         arrivals = self._backend.train(orders, on_step=self._tell.on_step, supervisor=self._supervisor)
         outcomes = sorted(arrivals, key=lambda outcome: outcome.worker_id)
@@ -238,11 +241,12 @@ class Engine:
                 policy=experiment.policy,
                 memory=Memory(state.norms.get(index, {}), scores),
                 held_out_loss=partial(self._pool.held_out_loss, index, group),
+                releases_always=experiment.privacy.enabled,
             )
             for index, group in enumerate(plan.groups)
         ]
         if plan.scope == "global":
-            commits = couple_groups(commits, plan.global_pull)
+            commits = couple_groups(commits, plan.global_pull, equally=experiment.privacy.enabled)
         return commits
 
     def _account(
@@ -287,7 +291,10 @@ class Engine:
         return replace(
             state,
             server=tuple(commit.server for commit in commits),
-            fresh=frozenset({f.worker_id for f in failures} | {r.worker_id for r in rejected}),
+            # Who sat the round out begins anew when its turn comes.
+            fresh=(state.fresh - {o.worker_id for o in outcomes})
+            | {f.worker_id for f in failures}
+            | {r.worker_id for r in rejected},
             trained=state.trained | trained,
             excluded=state.excluded | excluded,
             barren=barren,

@@ -220,15 +220,7 @@ class Experiment:
                 f"and each of {self.num_groups} groups has one; use fewer groups, or 0"
             )
         if self.privacy.enabled:
-            check_privacy(
-                self.privacy,
-                rule=self.rule,
-                policy=self.policy,
-                partitioner=self.partitioner,
-                num_workers=self.num_workers,
-                changes_groups=self.topology.branch_at is not None,
-                balances=self.balances,
-            )
+            check_privacy(self)
 
     @property
     def num_groups(self) -> int:

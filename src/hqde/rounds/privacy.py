@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hqde.aggregation import (
-    AggregationPolicy,
     Combination,
     Combined,
     FixedWeights,
-    FractionalRule,
     GaussianMechanism,
     Mean,
     Rule,
     norm_of,
 )
-from hqde.backends import Backend, Outcome, StepReport, Supervisor, WrappedBackend
-from hqde.data import Bootstrap, Examples, Partitioner, Replicate, Split
+from hqde.backends import Backend, WrappedBackend
+from hqde.data import Bootstrap, Examples, Replicate, Split
 from hqde.errors import ConfigError, PreconditionError
 from hqde.quantum import privacy_spent
-from hqde.seeding import generator
+from hqde.seeding import unguessable
 from hqde.training import Order, WorkerSpec
+
+if TYPE_CHECKING:
+    from hqde.rounds.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class PrivateBackend(WrappedBackend):
         self._privacy = privacy
         self._expected = privacy.sample_rate * group_size
         self._mechanism = GaussianMechanism(privacy.clip_norm, privacy.noise_multiplier)
-        self._key = secrets.randbits(62) if privacy.key is None else privacy.key
+        self._key = secrets.randbits(128) if privacy.key is None else privacy.key
         self._round, self._released = 0, 0
 
     def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
@@ -153,28 +154,20 @@ class PrivateBackend(WrappedBackend):
                     f"which noise would spoil; use model.norm=group, or a model without BatchNorm"
                 )
 
-    def train(
-        self,
-        orders: Sequence[Order],
-        *,
-        on_step: StepReport | None = None,
-        supervisor: Supervisor | None = None,
-    ) -> Iterator[Outcome]:
-        """Carry out the orders of those whose turn it is, each with probability q."""
-        self._round, self._released = orders[0].round_index, 0
-        taking_part = [order for order in orders if self._takes_part(order)]
-        if taking_part:
-            yield from self.inner.train(taking_part, on_step=on_step, supervisor=supervisor)
+    def begin_round(self, round_index: int, orders: Sequence[Order]) -> list[Order]:
+        """The orders of those who take part in a round, each with probability q; maybe none."""
+        self._round, self._released = round_index, 0
+        return [order for order in orders if self._takes_part(order)]
 
     def combine(self, task: Combination) -> Combined:
-        """Clip, sum, add noise; then the server optimizer."""
+        """Clip, sum, add noise; then the server optimizer. Without rows the noise alone is released."""
         norms = [norm_of(row) for row in task.rows]
         self._released += 1
         noise = self._mechanism.noise(
             len(task.base),
             expected=self._expected,
             dtype=task.base.dtype,
-            generator=generator(self._key, "noise", self._round, self._released),
+            generator=unguessable(self._key, "noise", self._round, self._released),
         )
         weights = self._mechanism.factors(norms, expected=self._expected)
         rule: Rule = FixedWeights((*weights, 1.0))
@@ -188,25 +181,18 @@ class PrivateBackend(WrappedBackend):
         rate = self._privacy.sample_rate
         if rate == 1.0:
             return True
-        draws = generator(self._key, "takes part", order.round_index, order.worker_id)
-        return float(torch.rand((), generator=draws, dtype=torch.float64)) < rate
+        draws = unguessable(self._key, "takes part", order.round_index, order.worker_id)
+        return float(draws.random()) < rate
 
 
-def check_privacy(
-    privacy: Privacy,
-    *,
-    rule: Rule | FractionalRule,
-    policy: AggregationPolicy,
-    partitioner: Partitioner,
-    num_workers: int,
-    changes_groups: bool,
-    balances: bool,
-) -> None:
+def check_privacy(experiment: Experiment) -> None:
     """Refuse what the promise would not hold for.
 
     Raises:
         ConfigError: the sentence says why, and what to use.
     """
+    privacy, rule, policy = experiment.privacy, experiment.rule, experiment.policy
+    partitioner, num_workers = experiment.partitioner, experiment.num_workers
     if rule != Mean():
         raise ConfigError(
             f"privacy needs aggregation.rule = 'mean', got '{rule.name}': how far one worker moves another "
@@ -228,11 +214,27 @@ def check_privacy(
             f"privacy.delta={privacy.delta:g} would let one of {num_workers} workers be told outright; use "
             f"less than {1 / num_workers:.3g}"
         )
-    if changes_groups or balances:
+    if experiment.topology.branch_at is not None or experiment.balances:
         raise ConfigError(
             "privacy divides by a fixed number of workers with fixed rows; use no topology.branch_at, and "
             "run.balance = 'round_robin'"
         )
+    if experiment.faults.min_workers > 1:
+        raise ConfigError(
+            f"privacy excludes faults.min_workers={experiment.faults.min_workers}: a round that is skipped "
+            "tells how many took part; use 1"
+        )
+    if experiment.diversity.entangled_noise:
+        raise ConfigError(
+            f"privacy excludes diversity.entangled_noise={experiment.diversity.entangled_noise:g}: "
+            "perturbations cancel over all workers of a group, and with privacy some may sit a round out and "
+            "all are clipped; use 0"
+        )
+
+
+def taking_part(backend: Backend, round_index: int, orders: list[Order]) -> list[Order]:
+    """The orders of a round that are carried out: all of them, but for a private run's."""
+    return backend.begin_round(round_index, orders) if isinstance(backend, PrivateBackend) else orders
 
 
 def with_privacy(backend: Backend, privacy: Privacy, *, group_size: int) -> Backend:

@@ -89,10 +89,17 @@ def spread(task: Combination, plan: Plan, board: Board, workers: Sequence[int], 
             else:
                 raise cause from None
             for position in bad:
-                again = hands.send_again(workers[position]).delta
-                assert isinstance(again, RemoteDelta)
-                rows[position] = again
+                rows[position] = _again(task.rows[position], workers[position], plan, hands)
     raise WorkerError(f"updates of the round arrive damaged or not at all, after {MAX_ATTEMPTS} attempts")
+
+
+def _again(row: Delta, worker: int, plan: Plan, hands: Hands) -> RemoteDelta:
+    """A row that was damaged or lost: from its worker, or from here if that is where it was made."""
+    if isinstance(row, Tensor):
+        return _as_remote(row, plan)
+    again = hands.send_again(worker).delta
+    assert isinstance(again, RemoteDelta)
+    return again
 
 
 def fetch(delta: Delta, row: int = 0) -> Tensor:
