@@ -595,3 +595,15 @@ def test_a_run_directory_may_be_watched(tmp_path: Path) -> None:
     assert "interval_s = 0.05" in (tmp_path / "run" / "config.toml").read_text()
     with pytest.raises(RunError, match="nowhere to write samples to without a run directory"):
         system().train(DATA, num_epochs=1, monitoring=watching)
+
+
+def test_where_workers_train_is_chosen_as_in_a_configuration() -> None:
+    alone = system(num_workers=4, threads=1, lanes=1)
+    beside = system(num_workers=4, threads=1, lanes=2)
+    for each in (alone, beside):
+        each.train(DATA, num_epochs=2)
+    assert torch.equal(alone.predict(ROWS), beside.predict(ROWS))
+    stacked = system(model_class="mlp", num_workers=4, backend="vectorised", stacked=2)
+    assert stacked.train(DATA, num_epochs=2)["backend"] == "vectorised"
+    with pytest.raises(ConfigError, match="stacked must not be negative"):
+        system(backend="vectorised", stacked=-1)

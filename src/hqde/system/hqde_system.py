@@ -86,12 +86,13 @@ class HQDESystem:
         classes: names by class id.
         norm: ``"batch"`` or ``"group"``, for the built-in models.
         seed: of every random stream; the same seed and data give the same bits.
-        backend: where workers live: ``"local"`` or ``"ray"``.
+        backend: where workers live: ``"local"``, ``"vectorised"`` or ``"ray"``.
         ray: the cluster, and what each worker takes of it.
         balancer: how many rows each worker gets: ``"round_robin"``, ``"least_loaded"``, ``"adaptive"``.
         faults: what a run puts up with.
         privacy: what the released weights may tell of a worker: ``Privacy(clip_norm=1.0, …)``.
-        threads: torch threads of each worker; 0 follows from its share of the cores.
+        lanes, threads, stacked: workers side by side in this process, torch threads of each, workers in a
+            stack of ``"vectorised"``; 0 follows from the machine.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
 
     Raises:
@@ -143,12 +144,14 @@ class HQDESystem:
         balancer: Balancer | str = RoundRobin(),
         faults: FaultPolicy = FaultPolicy(),
         privacy: Privacy = Privacy(),
+        lanes: int = 0,
         threads: int = 0,
+        stacked: int = 0,
         device: str = "auto",
     ) -> None:
         topology.num_groups(num_workers)
-        self._ray, self._threads = ray, threads
-        make_backend(backend, ray=ray, threads=threads)
+        self._place: dict[str, Any] = {"ray": ray, "lanes": lanes, "threads": threads, "stacked": stacked}
+        make_backend(backend, **self._place)
         aggregation = read_aggregation(aggregation_config, server)
         self.model_class = model_class
         self.model_kwargs = dict(model_kwargs or {})
@@ -268,8 +271,7 @@ class HQDESystem:
         config = describe(
             experiment,
             backend=self.backend,
-            ray=self._ray,
-            threads=self._threads,
+            **self._place,
             validation_fraction=validation_fraction,
             split_seed=split_seed,
             monitoring=monitoring,
@@ -365,9 +367,7 @@ class HQDESystem:
         return Experiment(splits=splits, model=model, epochs=num_epochs, recipe=recipe, **settings)
 
     def _backend(self) -> Backend:
-        return make_backend(
-            self.backend, ray=self._ray, threads=self._threads, balancer=self._settings["balancer"]
-        )
+        return make_backend(self.backend, **self._place, balancer=self._settings["balancer"])
 
     def _factories(self) -> Callable[..., nn.Module] | dict[str, Callable[..., nn.Module]] | None:
         """The classes that were given in Python, for loading what cannot be imported by its name."""
