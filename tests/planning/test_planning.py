@@ -15,7 +15,9 @@ from hqde.models import ModelSpec
 from hqde.planning import Candidate, PlanCache, Probe, RunPlanner, candidates_for, probe
 from hqde.planning import plan as planning
 from hqde.planning.cache import plan_key
+from hqde.rounds import GroupSettings
 from hqde.testing import small_experiment
+from hqde.topology import Topology
 
 SLOW = Candidate("local", 1, 2, "fp32")
 QUICK = Candidate("local", 2, 1, "fp32")
@@ -78,6 +80,16 @@ def test_a_probe_measures_and_changes_nothing():
     assert found.state_bytes > 3 * setting.initial_weights(0).vector.nbytes * 0.8
     assert torch.equal(weights, setting.initial_weights(0).vector)
     assert Probe.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_members_of_groups_with_models_of_their_own_can_be_probed():
+    setting = experiment(topology=Topology(groups=2))
+    other = replace(setting.model, options={**setting.model.options, "hidden": [3]})
+    setting = replace(setting, groups={1: GroupSettings(model=other)})
+    assert setting.group_size == 2
+    found = probe(QUICK, setting)
+    assert found.problem == ""
+    assert found.predicted_rows_per_s > 0
 
 
 def test_the_quickest_is_taken(monkeypatch):
