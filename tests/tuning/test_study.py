@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("optuna", reason="extra tune")
 
+from hqde.backends import cores, torch_threads
 from hqde.config import build_config, load_data, load_tree, resolve
 from hqde.errors import ConfigError, MissingExtraError, RunError, WorkerError
 from hqde.testing import Fault, FaultyBackend
@@ -61,6 +62,23 @@ def test_trials_side_by_side_are_worth_what_each_is_worth_alone_in_the_same_plac
     first = trial_values(config, splits, proposals[:1], together=True)
     assert both[0] == first[0], "a trial depends on its settings and its place, not on who is beside it"
     assert both[1] < both[0], "a rate that hardly moves the weights leaves a larger loss"
+
+
+def test_the_last_trials_of_a_study_have_no_more_threads_than_the_first(base, monkeypatch, tmp_path):
+    config, splits = base
+    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
+    build, threads = trials_module.build_backend, []
+
+    def noted(config):
+        backend = build(config)
+        threads.append((config.run.workers, config.run.threads))
+        return backend
+
+    monkeypatch.setattr(trials_module, "build_backend", noted)
+    with torch_threads(4):
+        study = Study(tmp_path / "s", config, RATE, num_trials=4, parallel=3, sampler="random")
+        study.run(splits)
+    assert threads == [(3, 2), (1, 2)]
 
 
 def test_trials_apart_are_worth_their_ensemble(base):

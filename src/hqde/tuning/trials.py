@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from hqde.backends import Backend
+from hqde.backends import Backend, seat_workers
 from hqde.config import (
     Config,
     EnsembleSettings,
@@ -43,7 +43,12 @@ def runs_together(space: Sequence[Dimension], config: Config) -> bool:
 
 
 def trial_values(
-    config: Config, splits: Splits, proposals: Sequence[Mapping[str, Any]], *, together: bool
+    config: Config,
+    splits: Splits,
+    proposals: Sequence[Mapping[str, Any]],
+    *,
+    together: bool,
+    parallel: int = 0,
 ) -> list[float | str]:
     """The validation loss that each proposal ends with; a sentence in place of it where training failed.
 
@@ -59,6 +64,8 @@ def trial_values(
         splits: the data; validation rows judge.
         proposals: settings by their full names.
         together: in one run.
+        parallel: trials that a run of the study has at most: cores are shared out among so many, for bits
+            depend on a worker's threads. 0 takes those at hand.
 
     Raises:
         ConfigError: settings that contradict each other, or no validation rows.
@@ -69,10 +76,11 @@ def trial_values(
         )
     if not together:
         return [found for values in proposals for found in _outcome(_alone(config, values), splits, None)]
-    found = _outcome(_side_by_side(config, proposals), splits, len(proposals))
+    most = parallel or len(proposals)
+    found = _outcome(_side_by_side(config, proposals, most), splits, len(proposals))
     if len(found) == len(proposals):
         return found
-    return [one for values in proposals for one in _outcome(_side_by_side(config, [values]), splits, 1)]
+    return [one for values in proposals for one in _outcome(_side_by_side(config, [values], most), splits, 1)]
 
 
 def _outcome(config: Config, splits: Splits, num_members: int | None) -> list[float | str]:
@@ -103,11 +111,15 @@ def _alone(config: Config, values: Mapping[str, Any]) -> Config:
     return replace(changed, run=replace(changed.run, evaluate_every=changed.run.epochs, early_stopping=0))
 
 
-def _side_by_side(config: Config, proposals: Sequence[Mapping[str, Any]]) -> Config:
+def _side_by_side(config: Config, proposals: Sequence[Mapping[str, Any]], most: int) -> Config:
     size = config.run.workers // config.topology.num_groups(config.run.workers)
+    threads = config.run.threads
+    if config.run.backend == "local" and config.run.device == "cpu":
+        threads = seat_workers(size * most, threads=threads).threads
     run = replace(
         config.run,
         workers=size * len(proposals),
+        threads=threads,
         evaluate_every=config.run.epochs,
         early_stopping=0,
     )
