@@ -13,6 +13,7 @@ from hqde.backends import LocalBackend
 from hqde.errors import WorkerError
 from hqde.models import ModelSpec
 from hqde.planning import Candidate, PlanCache, Probe, RunPlanner, candidates_for, probe
+from hqde.planning import cache as caching
 from hqde.planning import plan as planning
 from hqde.planning.cache import plan_key
 from hqde.rounds import GroupSettings
@@ -174,6 +175,13 @@ def test_keys_tell_apart_what_matters():
     ]
     keys = [plan_key(setting) for setting in (plain, *others)]
     assert len(set(keys)) == len(keys) - 1, "only the seed does not matter"
+
+
+def test_another_version_of_hqde_plans_anew(monkeypatch):
+    before = plan_key(experiment())
+    assert plan_key(experiment()) == before
+    monkeypatch.setattr(caching, "version", lambda name: f"{name} of tomorrow")
+    assert plan_key(experiment()) != before
 
 
 def test_makespan_of_more_tasks_than_lanes():
