@@ -111,10 +111,11 @@ def experiment(model=None, *, num_workers=4, **changes):
     return replace(found, **changes)
 
 
-def trained(experiment, **options):
+def trained(experiment, *, on_step=None, **options):
     backend = LocalBackend(threads=1, **options)
     backend.start(experiment.worker_specs(), experiment.splits.train)
-    outcomes = sorted(backend.train(orders_of(experiment)), key=lambda outcome: outcome.worker_id)
+    arrivals = backend.train(orders_of(experiment), on_step=on_step)
+    outcomes = sorted(arrivals, key=lambda outcome: outcome.worker_id)
     backend.close()
     return outcomes
 
@@ -187,6 +188,37 @@ def test_a_model_that_draws_now_and_then_is_refused():
         trained(experiment(Fickle), lanes=2)
     assert GlobalState.now() == before
     assert_same(trained(experiment(Fickle), lanes=1), trained(experiment(Fickle), lanes=1))
+
+
+@pytest.mark.parametrize("model", [None, Functional, Slow])
+def test_a_listener_may_draw_and_moves_no_stream(model):
+    before, drawn = GlobalState.now(), []
+
+    def draw(worker, done, total):
+        drawn.append((random.random(), float(torch.rand(())), float(np.random.random())))  # noqa: NPY002
+
+    found = trained(experiment(model), lanes=2, on_step=draw)
+    assert_same(found, trained(experiment(model), lanes=2))
+    assert GlobalState.now() == before
+    assert len(set(drawn)) == len(drawn) > 1, "the listener's own draws go on"
+
+
+def test_another_thread_that_draws_is_named():
+    done = threading.Event()
+
+    def draw():
+        while not done.is_set():
+            random.random()
+            time.sleep(0.001)
+
+    other = threading.Thread(target=draw)
+    other.start()
+    try:
+        with pytest.raises(PreconditionError, match=r"or another thread of this process.* run\.lanes = 1"):
+            trained(experiment(Slow), lanes=2)
+    finally:
+        done.set()
+        other.join()
 
 
 def test_each_lane_has_its_threads_and_nobody_else_notices():

@@ -102,3 +102,12 @@ def test_select_chooses_among_snapshots_too(hqde, write_table, tmp_path):
     too_many = hqde("select", "run", "--size", 7)
     assert too_many.code == 2
     assert "size=7 members cannot be chosen of 6: use 1 to 6" in too_many.err
+
+
+def test_groups_and_members_are_counted_apart(hqde, table, tmp_path):
+    kept = ("--set", "ensemble.snapshots.count=2", "--set", "ensemble.snapshots.join=true")
+    done = hqde("train", "--data", table, *SMALL, *kept, "--out", "run")
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["workers"], metrics["groups"], len(metrics["members"])) == (4, 2, 6)
+    assert "6 member(s) from 4 worker(s)" in done.out

@@ -55,6 +55,14 @@ def test_ranges_may_stand_in_the_configuration(hqde, table, tmp_path):
     assert (tmp_path / "study" / "best.toml").is_file()
 
 
+def test_a_range_may_need_a_setting_that_the_trials_share(hqde, table):
+    cold = ("--set", "training.optimizer=sgd", "--set", "training.nesterov=false")
+    warm = ("--search", "training.temperature=0.1:1.0")
+    done = hqde("tune", "--data", table, *QUICK, *cold, *warm, "--trials", 1, "--format", "json")
+    assert done.code == 0, done.err
+    assert 0.1 <= json.loads(done.out)["best"]["values"]["training.temperature"] <= 1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -10,12 +10,16 @@ import torch
 from torch import nn
 
 from hqde.backends import LocalBackend
+from hqde.data import Iid
 from hqde.errors import WorkerError
 from hqde.models import ModelSpec
 from hqde.planning import Candidate, PlanCache, Probe, RunPlanner, candidates_for, probe
+from hqde.planning import cache as caching
 from hqde.planning import plan as planning
 from hqde.planning.cache import plan_key
+from hqde.rounds import GroupSettings, Privacy
 from hqde.testing import small_experiment
+from hqde.topology import Topology
 
 SLOW = Candidate("local", 1, 2, "fp32")
 QUICK = Candidate("local", 2, 1, "fp32")
@@ -84,6 +88,16 @@ def test_a_probe_measures_and_changes_nothing():
     assert Probe.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
+def test_members_of_groups_with_models_of_their_own_can_be_probed():
+    setting = experiment(topology=Topology(groups=2))
+    other = replace(setting.model, options={**setting.model.options, "hidden": [3]})
+    setting = replace(setting, groups={1: GroupSettings(model=other)})
+    assert setting.group_size == 2
+    found = probe(QUICK, setting)
+    assert found.problem == ""
+    assert found.predicted_rows_per_s > 0
+
+
 def test_the_quickest_is_taken(monkeypatch):
     planner = planner_of(
         monkeypatch, Probe(SLOW, 100.0, None, (0.7,)), Probe(QUICK, 300.0, None, (0.7000001, 0.7))
@@ -93,6 +107,21 @@ def test_the_quickest_is_taken(monkeypatch):
     rows = len(experiment().splits.train)
     assert plan.seconds == pytest.approx((2 * 4 * rows / 100, 2 * 4 * rows / 300))
     assert plan.predicted_s == plan.seconds[1]
+
+
+def test_a_private_run_takes_the_time_of_those_who_take_part(monkeypatch):
+    rows = experiment().splits.train
+    setting = experiment(
+        partitioner=Iid(), privacy=Privacy(clip_norm=1.0, sample_rate=0.25, delta=1e-3), epochs=2
+    )
+    alone = Candidate("local", 4, 1, "fp32")
+    plan = planner_of(monkeypatch, Probe(SLOW, 100.0, None, (0.7,)), Probe(alone, 400.0, None, (0.7,))).plan(
+        setting
+    )
+    one_by_one = 2 * len(rows) / 100
+    assert plan.seconds[0] == pytest.approx(0.25 * one_by_one, rel=0.1)
+    somebody = 1 - 0.75**4
+    assert plan.seconds[1] == pytest.approx(somebody * one_by_one / 4, rel=0.1)
 
 
 def test_one_that_computes_something_else_is_not_taken(monkeypatch):
@@ -166,6 +195,13 @@ def test_keys_tell_apart_what_matters():
     ]
     keys = [plan_key(setting) for setting in (plain, *others)]
     assert len(set(keys)) == len(keys) - 1, "only the seed does not matter"
+
+
+def test_another_version_of_hqde_plans_anew(monkeypatch):
+    before = plan_key(experiment())
+    assert plan_key(experiment()) == before
+    monkeypatch.setattr(caching, "version", lambda name: f"{name} of tomorrow")
+    assert plan_key(experiment()) != before
 
 
 def test_makespan_of_more_tasks_than_lanes():

@@ -49,6 +49,18 @@ def test_what_came_later_or_failed_does_not_matter():
     assert bool(torch.isfinite(alone).all())
 
 
+def test_walkers_move_on_where_most_places_have_no_value():
+    walkers = Tunnelling(num_walkers=2)
+    own, better = torch.tensor([0.9, 0.9]).double(), torch.tensor([0.1, 0.1]).double()
+    seen = {0: (own, 3.0), 1: (own, 3.0), 2: (better, 1.0), 3: (better, 1.0)}
+    failed = dict.fromkeys(range(4, 12), (own, math.inf))
+    for number in (12, 13):
+        arguments = {"dimensions": 2, "budget": 14, "seed": 0}
+        point = walkers.propose(seen | failed, number, **arguments)
+        assert torch.equal(point, walkers.propose(seen, number, **arguments))
+        assert float((point - better).abs().max()) < 0.3
+
+
 def test_the_coupling_grows_from_next_to_nothing_without_bound():
     walkers = Tunnelling()
     found = [walkers.coupling(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]

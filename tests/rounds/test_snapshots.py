@@ -9,8 +9,10 @@ import torch
 
 from hqde.backends import LocalBackend
 from hqde.checkpoints import CheckpointStore
+from hqde.ensemble import Ensemble
 from hqde.errors import ConfigError
 from hqde.rounds import Engine, Snapshots
+from hqde.rounds.members import MemberPool
 from hqde.testing import Fault, FaultyBackend, small_experiment
 from hqde.topology import Topology
 from hqde.training import Recipe
@@ -62,6 +64,35 @@ def test_snapshots_join_the_ensemble_where_they_are_asked_to():
     joined = Engine(cyclic(snapshots=Snapshots(count=2, join=True)), LocalBackend()).run()
     assert joined.pool is None
     assert same(joined.ensemble, apart.pool)
+    assert joined.ensemble.provenance["snapshots"] == apart.pool.provenance["snapshots"]
+    assert "snapshots" not in apart.ensemble.provenance
+
+
+def test_epochs_of_members_that_are_dropped_are_not_told(monkeypatch):
+    monkeypatch.setattr(MemberPool, "sound_members", lambda *_: ([0, 1, 2, 5], ("3 and 4 stand out",)))
+    joined = cyclic(snapshots=Snapshots(count=2, join=True), drop_outliers=True)
+    ensemble = Engine(joined, LocalBackend()).run().ensemble
+    assert ensemble.member_ids == (0, 1, 2, 5)
+    assert ensemble.provenance["snapshots"] == {"2": 2, "5": 4}
+
+
+def test_nothing_leaves_the_device_before_all_have_predicted_there(monkeypatch):
+    done = []
+
+    def noted(name):
+        plain = getattr(Ensemble, name)
+
+        def call(ensemble, *arguments, **keywords):
+            done.append(name)
+            return plain(ensemble, *arguments, **keywords)
+
+        return call
+
+    monkeypatch.setattr(Ensemble, "to", noted("to"))
+    monkeypatch.setattr(Ensemble, "predict_members", noted("predict_members"))
+    Engine(cyclic(drop_outliers=True), LocalBackend()).run()
+    assert done[-2:] == ["to", "to"], "the ensemble, and the pool that shares its models"
+    assert done.index("to") > max(i for i, name in enumerate(done) if name == "predict_members")
 
 
 @pytest.mark.parametrize(("interrupted", "count"), [(3, 1), (6, 2)])

@@ -81,5 +81,18 @@ def test_what_cannot_be_searched_is_refused(given, sentence):
         parse_space(given)
 
 
+@pytest.mark.parametrize(
+    ("search", "base"),
+    [
+        ("training.temperature=0.1:1.0", {"training": {"optimizer": "sgd", "nesterov": False}}),
+        ("topology.trunk_workers=1:2", {"topology": {"branch_at": 0.5}}),
+    ],
+)
+def test_a_range_must_fit_what_the_trials_share_and_not_the_defaults(search, base):
+    assert parse_space([search], base=base) == (parse_search(search),)
+    with pytest.raises(ConfigError, match=r"not of adamw|goes with branch_at"):
+        parse_space([search])
+
+
 def test_names_become_a_tree():
     assert tree_of({"a.b.c": 1, "a.d": 2}) == {"a": {"b": {"c": 1}, "d": 2}}

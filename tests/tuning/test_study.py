@@ -9,8 +9,11 @@ import pytest
 
 pytest.importorskip("optuna", reason="extra tune")
 
+from hqde.backends import cores, torch_threads
 from hqde.config import build_config, load_data, load_tree, resolve
 from hqde.errors import ConfigError, MissingExtraError, RunError, WorkerError
+from hqde.testing import Fault, FaultyBackend
+from hqde.topology import Topology
 from hqde.tuning import SAMPLERS, Dimension, Study, parse_space, runs_together, trial_values
 from hqde.tuning import trials as trials_module
 
@@ -59,6 +62,23 @@ def test_trials_side_by_side_are_worth_what_each_is_worth_alone_in_the_same_plac
     first = trial_values(config, splits, proposals[:1], together=True)
     assert both[0] == first[0], "a trial depends on its settings and its place, not on who is beside it"
     assert both[1] < both[0], "a rate that hardly moves the weights leaves a larger loss"
+
+
+def test_the_last_trials_of_a_study_have_no_more_threads_than_the_first(base, monkeypatch, tmp_path):
+    config, splits = base
+    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
+    build, threads = trials_module.build_backend, []
+
+    def noted(config):
+        backend = build(config)
+        threads.append((config.run.workers, config.run.threads))
+        return backend
+
+    monkeypatch.setattr(trials_module, "build_backend", noted)
+    with torch_threads(4):
+        study = Study(tmp_path / "s", config, RATE, num_trials=4, parallel=3, sampler="random")
+        study.run(splits)
+    assert threads == [(3, 2), (1, 2)]
 
 
 def test_trials_apart_are_worth_their_ensemble(base):
@@ -127,6 +147,29 @@ def test_a_run_that_fails_is_made_again_one_trial_at_a_time(base, monkeypatch, t
     hopeless = parse_space(["training.learning_rate=0.2:0.3"])
     with pytest.raises(WorkerError, match="training failed in all 2 trials, the last: all workers failed"):
         Study(tmp_path / "s", config, hopeless, num_trials=2).run(splits)
+
+
+def test_a_trial_that_cannot_train_beside_others_is_worth_nothing_and_says_why(base):
+    config, splits = base
+    config = replace(config, model=replace(config.model, norm="batch"))
+    proposals = [{"training.batch_size": size} for size in (1, 64)]
+    alone, beside = (trial_values(config, splits, some, together=True) for some in (proposals[:1], proposals))
+    assert "Expected more than 1 value per channel" in alone[0]
+    assert beside[0].startswith("0 of 1 usable updates in the last round: ValueError: Expected more than 1")
+    assert isinstance(beside[1], float)
+
+
+@pytest.mark.parametrize(("kind", "together"), [("nan_loss", True), ("failure", True), ("nan_delta", False)])
+def test_a_trial_that_fails_in_the_end_is_not_worth_what_it_was_before(base, monkeypatch, kind, together):
+    config, splits = base
+    config = replace(config, run=replace(config.run, epochs=2), topology=Topology(groups=1))
+    faults = tuple(Fault(worker, 2, kind) for worker in (0, 1))
+    build = trials_module.build_backend
+    monkeypatch.setattr(trials_module, "build_backend", lambda config: FaultyBackend(build(config), faults))
+    proposals = [{"training.learning_rate": 0.01}] * (2 if together else 1)
+    found = trial_values(config, splits, proposals, together=together)
+    assert found[0].startswith("0 of 1 usable updates in the last round: ")
+    assert all(isinstance(value, float) for value in found[1:])
 
 
 @pytest.mark.parametrize(

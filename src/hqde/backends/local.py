@@ -82,7 +82,7 @@ class LocalBackend:
 
         Raises:
             PreconditionError: side by side, a model drew from the global random generators in some steps and
-                not in others.
+                not in others, or another thread of the process did.
         """
         if min(self.seating.lanes, len(orders)) > 1:
             yield from self._train_side_by_side(orders, on_step)
@@ -96,13 +96,17 @@ class LocalBackend:
     def _train_side_by_side(self, orders: Sequence[Order], on_step: StepReport | None) -> Iterator[Outcome]:
         turns, lanes, board = Turns(), Lanes[Outcome](self.seating), Board(on_step)
 
+        def tell() -> None:
+            with turns.aside():  # a listener may draw, and must not be taken for a model that does
+                board.tell()
+
         def note(worker_id: int, done: int, total: int) -> None:
             lanes.go_on()
             board.steps[worker_id] = (done, total)
 
         tasks = [partial(self._outcome, order, partial(note, order.worker_id), turns) for order in orders]
         with turns:
-            yield from lanes.run(tasks, meanwhile=None if on_step is None else board.tell)
+            yield from lanes.run(tasks, meanwhile=None if on_step is None else tell)
 
     def _outcome(
         self, order: Order, report: Callable[[int, int], None] | None, turns: Turns | None

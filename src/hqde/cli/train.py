@@ -183,7 +183,7 @@ def _summary(directory: RunDirectory, metrics: dict[str, Any]) -> None:
     else:
         out.print(f"test RMSE {metrics['rmse']:.6g} · CRPS {metrics['crps']:.6g}", soft_wrap=True)
     out.print(
-        f"{metrics['groups']} member(s) from {metrics['workers']} worker(s) · {cost['wall_s']:.1f} s · "
+        f"{len(metrics['members'])} member(s) from {metrics['workers']} worker(s) · {cost['wall_s']:.1f} s · "
         f"{cost['worker_samples_per_s']:,.0f} worker-samples/s",
         soft_wrap=True,
     )

@@ -60,8 +60,9 @@ def tune(
         "run": {"epochs": epochs, "backend": backend},
     }
     given = {name: {k: v for k, v in each.items() if v is not None} for name, each in flags.items()}
-    settings = build_config(merge_trees(tree, given, *[parse_assignment(text) for text in set_ or ()]))
-    space = parse_space(search or (), table)
+    shared = merge_trees(tree, given, *[parse_assignment(text) for text in set_ or ()])
+    settings = build_config(shared)
+    space = parse_space(search or (), table, base=shared)
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     splits = load_data(settings)

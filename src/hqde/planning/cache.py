@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ FORMAT = 1
 
 
 class PlanCache:
-    """Probes by what they depend on: model, shapes, recipe, number of workers, machine and versions.
+    """Probes by what can be told of what they depend on.
+
+    That is the model's name and options, shapes, recipe, number of workers, machine, and the versions of HQDE
+    and PyTorch; not the code of a model or a data set of the user's.
 
     Args:
         path: a JSON file; by default ``~/.cache/hqde/plans.json``.
@@ -71,7 +75,7 @@ class PlanCache:
 
 
 def plan_key(experiment: Experiment, extra: object = None) -> str:
-    """A name for all that a probe's result depends on."""
+    """A name for what a probe's result depends on, but for the code behind ``module:Class``."""
     rows = experiment.splits.train.fetch(torch.arange(1)).inputs
     tensors = (
         rows
@@ -93,7 +97,8 @@ def plan_key(experiment: Experiment, extra: object = None) -> str:
         experiment.num_groups,
         len(experiment.splits.train),
         experiment.device,
-        (platform.machine(), _processor(), gpu, usable_cores(), torch.get_num_threads(), torch.__version__),
+        (platform.machine(), _processor(), gpu, usable_cores(), torch.get_num_threads()),
+        (version("hqde"), torch.__version__),
         extra,
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

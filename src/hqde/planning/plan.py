@@ -7,15 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from hqde.errors import WorkerError
 from hqde.planning.cache import PlanCache, plan_key
 from hqde.planning.candidates import Candidate, candidates_for
 from hqde.planning.probing import Probe, probe
-from hqde.rounds import Experiment
+from hqde.rounds import Experiment, Privacy
+from hqde.seeding import generator
 from hqde.training import Precision
 
 # How far a loss after a few steps may lie from that of the plainest way: rounding grows with the steps.
 TOLERANCE = {"fp32": 1e-3, "bf16-mixed": 0.05, "fp16-mixed": 0.05}
+
+# Rounds that are looked at for the mean time of one, where chance says who takes part.
+NUM_DRAWS = 500
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,8 @@ def predict_s(found: Probe, experiment: Experiment) -> float | None:
         active = experiment.active_workers(epoch)
         if active not in whole:
             few = list(experiment.shards(epoch).values()) if active < experiment.num_workers else None
-            whole[active] = makespan([len(s) for s in few] if few else list(sizes.values()), lanes) / per_lane
+            tasks = [len(s) for s in few] if few else list(sizes.values())
+            whole[active] = _expected_makespan(tasks, lanes, experiment.privacy) / per_lane
         total += whole[active]
     looks = -(-experiment.epochs // experiment.evaluate_every)
     rows = looks * len(experiment.splits.validation) * experiment.num_groups
@@ -145,6 +152,16 @@ def makespan(sizes: Sequence[int], lanes: int) -> float:
     for size in sizes:
         heapq.heapreplace(ends, ends[0] + size)
     return max(ends)
+
+
+def _expected_makespan(sizes: Sequence[int], lanes: int, privacy: Privacy) -> float:
+    """The makespan, or its mean over who takes part in a round where that is left to chance."""
+    if not privacy.enabled or privacy.sample_rate == 1.0:
+        return makespan(sizes, lanes)
+    draws = generator(0, "planning", "takes part")
+    there = torch.rand(NUM_DRAWS, len(sizes), generator=draws) < privacy.sample_rate
+    spans = (makespan([sizes[i] for i in row.nonzero().flatten().tolist()], lanes) for row in there)
+    return sum(spans) / NUM_DRAWS
 
 
 def _agreeing(probes: Sequence[Probe]) -> tuple[Probe, ...]:

@@ -158,7 +158,7 @@ def _predicted_rows_per_s(backend: Backend, experiment: Experiment, num_members:
         return None
     rows = SubsetExamples(rows, torch.arange(min(PREDICTED_ROWS, len(rows))))
     num_members = min(num_members, experiment.num_groups)
-    groups = tuple((group,) for group in range(num_members))
+    groups = tuple((group * experiment.group_size,) for group in range(num_members))  # their first workers
     weights = [experiment.initial_weights(group) for group in range(num_members)]
     ensemble = MemberPool(experiment, {}).ensemble(groups, weights, {})
     backend.predict_members(ensemble, rows)

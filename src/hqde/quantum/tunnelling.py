@@ -115,7 +115,8 @@ class Tunnelling:
     ) -> dict[int, tuple[Tensor, float]]:
         """Where each walker stands before trial ``until``: all that came before, once more."""
         places: dict[int, tuple[Tensor, float]] = {}
-        values = torch.tensor([value for number, (_, value) in sorted(seen.items()) if number < until])
+        before_it = (value for number, (_, value) in sorted(seen.items()) if number < until)
+        values = torch.tensor([value for value in before_it if math.isfinite(value)])
         spread = float((values - values.median()).abs().median()) if len(values) else 0.0
         unit = self.temperature * max(spread, MIN_SPREAD)
         for number, (point, value) in sorted(seen.items()):

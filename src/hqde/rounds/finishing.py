@@ -52,14 +52,14 @@ def finish_run(
     """
     groups, last = state.groups, state.committed if state.best is None else state.best.committed
     pool = None
+    epochs: dict[int, int] = {}
     if experiment.snapshots.count:
         all_groups, weights, epochs = pooled(state, groups, last)
         if experiment.snapshots.join:
             groups, last = all_groups, weights
         else:
             pool = members.ensemble(all_groups, weights, efficiency).with_combiner(MeanCombiner())
-            pool.provenance = {**pool.provenance, "snapshots": {str(i): epoch for i, epoch in epochs.items()}}
-            pool.to("cpu")
+            _note_epochs(pool, epochs)
     ensemble = members.ensemble(groups, last, efficiency)
     if experiment.drop_outliers:
         kept, dropped = members.sound_members(groups, last)
@@ -71,5 +71,15 @@ def finish_run(
         ensemble = ensemble.fit_combiner(combiner, rows, calibrate=experiment.calibrate)
     elif experiment.calibrate and experiment.splits.schema.task == "classification":
         ensemble = ensemble.calibrate(rows)
+    _note_epochs(ensemble, epochs)
     ensemble.to("cpu")
+    if pool is not None:
+        pool.to("cpu")  # not earlier: the ensemble shares its models, and predicts where they are
     return Result(ensemble, state, stopped, pool)
+
+
+def _note_epochs(ensemble: Ensemble, epochs: Mapping[int, int]) -> None:
+    """Put the epochs of the snapshots among its members into the provenance, by the members' ids."""
+    there = {str(i): epochs[i] for i in ensemble.member_ids if i in epochs}
+    if there:
+        ensemble.provenance = {**ensemble.provenance, "snapshots": there}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hqde.errors import ConfigError
@@ -84,7 +83,7 @@ def keep_snapshot(snapshots: Snapshots, num_epochs: int, state: RunState, plan: 
 
 def pooled(
     state: RunState, groups: Groups, last: tuple[Weights, ...]
-) -> tuple[Groups, tuple[Weights, ...], Mapping[int, int]]:
+) -> tuple[Groups, tuple[Weights, ...], dict[int, int]]:
     """The groups' last weights and then their snapshots, the oldest first: what a pool is made of.
 
     Snapshots from after the epoch that early stopping kept are left out.

@@ -156,7 +156,7 @@ def final_metrics(
         "privacy": privacy,
         "backend": backend,
         "workers": experiment.num_workers,
-        "groups": len(ensemble),
+        "groups": experiment.num_groups,
         "seed": experiment.seed,
         "data": experiment.splits.name,
         "model": experiment.model.name,

@@ -35,7 +35,7 @@ class Turns:
     Which of a worker's doings draw is seen in the first step of each round, which takes turns throughout.
     What draws goes on taking turns, in every step; what does not runs free. That it does not is checked
     whenever somebody takes a turn, and at the end: generators that moved meanwhile were moved by somebody who
-    had no turn.
+    had no turn. What listens to the workers is let aside, with a state that is no worker's.
 
     Example:
         >>> here = GlobalState.now()
@@ -51,7 +51,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._resting = GlobalState.now()
+        self._resting = self._listeners = GlobalState.now()
 
     def __enter__(self) -> Turns:
         return self
@@ -74,6 +74,18 @@ class Turns:
                 stream.state = GlobalState.now()
                 self._resting.put()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Where a listener may draw from the global generators, and moves no worker's stream."""
+        with self._lock:
+            self.check()
+            self._listeners.put()
+            try:
+                yield
+            finally:
+                self._listeners = GlobalState.now()
+                self._resting.put()
+
     def check(self) -> None:
         """See that the generators stand where they were left.
 
@@ -83,9 +95,11 @@ class Turns:
         if GlobalState.now() != self._resting:
             self._resting.put()
             raise PreconditionError(
-                "a model or a data set drew random numbers from the global generators in a step, but not in "
-                "the first of the round, so workers side by side cannot be kept apart; let it draw in every "
-                "step, or train one after the other: run.lanes = 1"
+                "somebody drew random numbers from the global generators without having the turn, so workers "
+                "side by side cannot be kept apart: a model or a data set that does not draw in the first "
+                "step of a round, or another thread of this process, such as an exporter's; let the model "
+                "draw in every step, give the thread a generator of its own, or train one after the other: "
+                "run.lanes = 1"
             )
 
 

@@ -104,11 +104,19 @@ def parse_search(text: str) -> Dimension:
     return _dimension(name.strip(), tree)
 
 
-def parse_space(given: Sequence[str], table: Mapping[str, Any] = {}) -> tuple[Dimension, ...]:
+def parse_space(
+    given: Sequence[str], table: Mapping[str, Any] = {}, *, base: Mapping[str, Any] = {}
+) -> tuple[Dimension, ...]:
     """The dimensions of ``--search`` options and of a configuration's ``[search]``, whose names are quoted.
 
+    Args:
+        given: as ``--search`` takes them.
+        table: ranges and choices by full name.
+        base: settings that all trials share, as a tree: a range must fit them, not the defaults.
+
     Raises:
-        ConfigError: one is searched twice, none is, or there is no such setting.
+        ConfigError: one is searched twice, none is, there is no such setting, or an end of its range does
+            not fit.
     """
     found = [_dimension(name, value) for name, value in table.items()] + [
         parse_search(text) for text in given
@@ -122,7 +130,8 @@ def parse_space(given: Sequence[str], table: Mapping[str, Any] = {}) -> tuple[Di
         if [other.name for other in found].count(dimension.name) > 1:
             raise ConfigError(f"{dimension.name} is searched twice; leave one out")
         for place in (0.0, 1.0):
-            build_config(tree_of({dimension.name: dimension.at(place)}))  # is there such a setting?
+            # Is there such a setting, and does it go with the others?
+            build_config(merge_trees(base, tree_of({dimension.name: dimension.at(place)})))
     return tuple(found)
 
 

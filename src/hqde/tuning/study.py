@@ -141,11 +141,10 @@ class Study:
                     trial.set_user_attr(INDEX, index)
                     asked.append(trial)
                 proposals = [{d.name: told(d, trial.params[d.name]) for d in self._space} for trial in asked]
-                for trial, found in zip(
-                    asked,
-                    trial_values(self._config, splits, proposals, together=self.together),
-                    strict=True,
-                ):
+                worth = trial_values(
+                    self._config, splits, proposals, together=self.together, parallel=self._parallel
+                )
+                for trial, found in zip(asked, worth, strict=True):
                     reason = found if isinstance(found, str) else ""
                     trial.set_user_attr("reason", reason)
                     study.tell(trial, math.inf if isinstance(found, str) else found)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from hqde.backends import Backend
+from hqde.backends import Backend, seat_workers
 from hqde.config import (
     Config,
     EnsembleSettings,
@@ -42,7 +43,12 @@ def runs_together(space: Sequence[Dimension], config: Config) -> bool:
 
 
 def trial_values(
-    config: Config, splits: Splits, proposals: Sequence[Mapping[str, Any]], *, together: bool
+    config: Config,
+    splits: Splits,
+    proposals: Sequence[Mapping[str, Any]],
+    *,
+    together: bool,
+    parallel: int = 0,
 ) -> list[float | str]:
     """The validation loss that each proposal ends with; a sentence in place of it where training failed.
 
@@ -50,11 +56,16 @@ def trial_values(
     start from the same weights, and a trial is worth its member's loss. Should such a run fail, its trials
     are made one by one. Apart, each is a run of its own, worth the ensemble's loss.
 
+    A group that kept its weights in the last round for want of usable updates has failed, for its loss is
+    that of an earlier epoch, or of no training. So has a run apart in which every group did.
+
     Args:
         config: what all trials share, resolved.
         splits: the data; validation rows judge.
         proposals: settings by their full names.
         together: in one run.
+        parallel: trials that a run of the study has at most: cores are shared out among so many, for bits
+            depend on a worker's threads. 0 takes those at hand.
 
     Raises:
         ConfigError: settings that contradict each other, or no validation rows.
@@ -65,14 +76,15 @@ def trial_values(
         )
     if not together:
         return [found for values in proposals for found in _outcome(_alone(config, values), splits, None)]
-    found = _outcome(_side_by_side(config, proposals), splits, len(proposals))
+    most = parallel or len(proposals)
+    found = _outcome(_side_by_side(config, proposals, most), splits, len(proposals))
     if len(found) == len(proposals):
         return found
-    return [one for values in proposals for one in _outcome(_side_by_side(config, [values]), splits, 1)]
+    return [one for values in proposals for one in _outcome(_side_by_side(config, [values], most), splits, 1)]
 
 
 def _outcome(config: Config, splits: Splits, num_members: int | None) -> list[float | str]:
-    """The losses of a run's members, or of its ensemble; one sentence if it failed."""
+    """The losses of a run's members, or of its ensemble, or why they failed; one sentence if the run did."""
     config = resolve(config, splits)
     experiment, backend = build_experiment(config, splits), build_backend(config)
     watcher = _LastLook()
@@ -81,9 +93,12 @@ def _outcome(config: Config, splits: Splits, num_members: int | None) -> list[fl
     except (NonFiniteError, QuorumError, WorkerError) as error:
         return [str(error)]
     assert watcher.validation is not None
+    quorum = min(experiment.faults.min_workers, experiment.group_size)
+    problems = [watcher.problem(group, quorum) for group in range(experiment.num_groups)]
     if num_members is None:
-        return [watcher.validation.loss]
-    return [float(m["nll"] if "nll" in m else m["rmse"] ** 2) for m in watcher.validation.members]
+        return [problems[0] if all(problems) else watcher.validation.loss]
+    losses = [float(m["nll"] if "nll" in m else m["rmse"] ** 2) for m in watcher.validation.members]
+    return [problem or loss for problem, loss in zip(problems, losses, strict=True)]
 
 
 def _run(experiment: Any, backend: Backend, watcher: _LastLook) -> None:
@@ -96,11 +111,15 @@ def _alone(config: Config, values: Mapping[str, Any]) -> Config:
     return replace(changed, run=replace(changed.run, evaluate_every=changed.run.epochs, early_stopping=0))
 
 
-def _side_by_side(config: Config, proposals: Sequence[Mapping[str, Any]]) -> Config:
+def _side_by_side(config: Config, proposals: Sequence[Mapping[str, Any]], most: int) -> Config:
     size = config.run.workers // config.topology.num_groups(config.run.workers)
+    threads = config.run.threads
+    if config.run.backend == "local" and config.run.device == "cpu":
+        threads = seat_workers(size * most, threads=threads).threads
     run = replace(
         config.run,
         workers=size * len(proposals),
+        threads=threads,
         evaluate_every=config.run.epochs,
         early_stopping=0,
     )
@@ -140,10 +159,19 @@ def tree_of_config(config: Config) -> dict[str, Any]:
 
 
 class _LastLook:
-    """Keeps the last look at the validation split."""
+    """Keeps the last look at the validation split, and whose updates counted in the last round."""
 
     def __init__(self) -> None:
         self.validation: Validation | None = None
+        self._usable: Counter[int] = Counter()
+        self._reasons: dict[int, str] = {}
+
+    def problem(self, group: int, quorum: int) -> str:
+        """Why the group kept its weights in the last round; empty if it did not."""
+        if self._usable[group] >= quorum:
+            return ""
+        why = self._reasons.get(group, "its workers did not train")
+        return f"{self._usable[group]} of {quorum} usable updates in the last round: {why}"
 
     def on_start(self, plans: Sequence[RoundPlan], first_round: int) -> None:
         """Nothing."""
@@ -157,3 +185,7 @@ class _LastLook:
     def on_round(self, record: RoundRecord) -> None:
         """Keep it."""
         self.validation = record.validation or self.validation
+        unusable = [worker for worker in record.workers if worker.status in ("failed", "rejected")]
+        self._usable = Counter(w.group for w in record.workers if w not in unusable and w.samples)
+        # Workers that were given up earlier have no record any more; their reason stays.
+        self._reasons |= {worker.group: worker.reason for worker in unusable}
