@@ -144,7 +144,7 @@ def train(
     if profile:
         summary = write_profile(directory, experiment, settings)
         if not quiet:
-            out.print(summary.read_text(), highlight=False)
+            out.print(summary.read_text(), highlight=False, soft_wrap=True)
             out.print(f"profile: {summary.parent}", soft_wrap=True)
 
 

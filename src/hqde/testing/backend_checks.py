@@ -119,7 +119,16 @@ def check_states_continue(make: MakeBackend) -> None:
 
 def check_replicas_are_kept(make: MakeBackend) -> None:
     """Workers with weights of their own are drawn to the start from there, also once they were put back."""
+    tolerance = float(getattr(make(), "tolerance", 0.0))
     experiment = small_experiment()
+    experiment = replace(experiment, recipe=replace(experiment.recipe, optimizer="sgd"))
+
+    def check(actual: Sequence[Update], expected: Sequence[Update]) -> None:
+        if tolerance:
+            _assert_near(actual, expected, tolerance)
+        else:
+            _assert_same(actual, expected)
+
     first, second = ([replace(o, pull=0.25) for o in orders_of(experiment, r)] for r in (1, 2))
     backend = _started(LocalBackend(), experiment)
     list(backend.train(first))
@@ -127,13 +136,13 @@ def check_replicas_are_kept(make: MakeBackend) -> None:
     fresh = _started(make(), experiment)
     list(fresh.train(first))
     states = dict(fresh.worker_states())
-    _assert_same(_updates(fresh, second), expected)
+    check(_updates(fresh, second), expected)
     fresh.close()
     again = _started(make(), experiment)
     again.load_worker_states(states, {order.worker_id: order.start for order in second})
     actual = _updates(again, second)
     again.close()
-    _assert_same(actual, expected)
+    check(actual, expected)
     forgetful = _started(LocalBackend(), experiment)
     list(forgetful.train(orders_of(experiment, 1)))
     other = _updates(forgetful, orders_of(experiment, 2))
