@@ -27,6 +27,7 @@ def test_the_ray_backend_conforms(check, on_ray):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.parametrize("plan", ["tree", "sharded"])
 def test_updates_are_the_same_under_every_plan(plan, on_ray):
     BACKEND_CHECKS[0](lambda: make_backend("ray", ray=RaySettings(plan=plan)))

@@ -67,7 +67,7 @@ def test_every_plan_gives_the_bits_of_the_local_backend(plan, server, on_ray, ru
             make_rule("geometric_median", num_byzantine=1, mixing=["nnm"]),
             AggregationPolicy(norm_bound=NormBound(), reliability=Reliability(), use="weigh"),
         ),
-        (make_rule("trimmed_mean", num_byzantine=1), AggregationPolicy()),
+        pytest.param(make_rule("trimmed_mean", num_byzantine=1), AggregationPolicy(), marks=pytest.mark.long),
     ],
     ids=["decided on inner products", "by columns"],
 )
@@ -95,8 +95,8 @@ def test_robust_rules_under_attack_are_sharded_to_the_same_bits(rule, policy, on
 @pytest.mark.parametrize(
     "topology",
     [
-        Topology.independent(),
-        Topology(groups=2, global_every=1),
+        pytest.param(Topology.independent(), marks=pytest.mark.long),
+        pytest.param(Topology(groups=2, global_every=1), marks=pytest.mark.long),
         Topology(branch_at=0.5, trunk_workers=1),
         Topology(groups=2, elastic=Elastic(group_pull=0.2, global_pull_end=0.5)),
     ],
@@ -180,6 +180,7 @@ def is_actor(process):
     return " ".join(process.cmdline()).startswith("ray::WorkerActor")
 
 
+@pytest.mark.long
 def test_adaptive_shards_make_a_slow_worker_finish_with_the_others(on_ray, runs):
     from hqde.backends.on_ray import RayBackend, WorkerActor
 

@@ -65,6 +65,7 @@ def test_packets_give_the_bits_of_the_local_backend_and_are_counted_where_they_l
     assert totals.dense_bytes / totals.sent_bytes > 4  # its wide normalisations stay dense
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_sent_the_whole_start_and_the_bits_are_the_same(on_ray, tmp_path, runs):
     from hqde.backends.on_ray import RayBackend
     from hqde.testing.ray_faults import ActorFault, faulty_actor, injected

@@ -23,7 +23,11 @@ RECOVERED = ["killed_before", "killed_during", "killed_after", "raises", "corrup
 
 @pytest.mark.parametrize(
     ("kind", "plan"),
-    [*((kind, "flat") for kind in RECOVERED), ("killed_after", "sharded"), ("corrupted", "sharded")],
+    [
+        *((kind, "flat") for kind in RECOVERED),
+        pytest.param("killed_after", "sharded", marks=pytest.mark.long),
+        pytest.param("corrupted", "sharded", marks=pytest.mark.long),
+    ],
 )
 def test_after_any_fault_the_weights_are_those_of_an_undisturbed_run(
     kind, plan, on_ray, tmp_path, runs, undisturbed

@@ -15,7 +15,7 @@ from hqde.testing import small_experiment
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize("plan", ["tree", "sharded"])
+@pytest.mark.parametrize("plan", [pytest.param("tree", marks=pytest.mark.long), "sharded"])
 def test_a_release_on_ray_has_the_bits_of_one_process(plan, on_ray):
     pytest.importorskip("opacus", reason="extra privacy")
     from hqde.backends.on_ray import RayBackend

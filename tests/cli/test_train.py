@@ -283,7 +283,7 @@ def wait_for_rounds(process, run, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rounds", [1, 17])
+@pytest.mark.parametrize("rounds", [1, pytest.param(17, marks=pytest.mark.long)])
 def test_kill_9_and_resume_gives_the_bits_of_an_uninterrupted_run(hqde, write_table, tmp_path, rounds):
     table = write_table(tmp_path / "trees.csv", rows=600)
     with train_process(table, tmp_path / "whole", epochs=40) as whole:
