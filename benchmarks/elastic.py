@@ -13,23 +13,20 @@ stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 
+from grid import paired, run_grid, spread
 from hqde.backends import LocalBackend
 from hqde.data import Augmentation, Replicate, Split, Splits, load_splits
 from hqde.errors import HqdeError
 from hqde.models import model_spec
 from hqde.rounds import Engine, Experiment
-from hqde.rounds.run_directory import write_text
 from hqde.topology import Elastic, Topology
 from hqde.training import Diversity, Recipe
 
@@ -55,6 +52,8 @@ ROWS = {
     "loose": ("elastic, 4 members: pull 0.1", Topology(elastic=Elastic(global_pull=0.1))),
 }
 DEALS = {"replicate": (Replicate(), PASSES), "split": (Split(), PASSES * WORKERS)}
+
+PAIRED = ("accuracy", "nll", "calibrated_nll")
 
 _SPLITS: Splits | None = None
 
@@ -122,29 +121,10 @@ def table(results: dict[str, dict[str, float]], deal: str) -> str:
     for row, (name, _) in ROWS.items():
         runs = [value for key, value in results.items() if key.startswith(f"{row}/{deal}/")]
         if runs:
-            cells = [_spread([run[figure] for run in runs]) for figure in FIGURES]
+            cells = [spread([run[figure] for run in runs]) for figure in FIGURES]
             seconds = mean(run["wall_s"] for run in runs)
             lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines)
-
-
-def paired(results: dict[str, dict[str, float]], deal: str, row: str, other: str) -> str:
-    """The difference of two rows, seed by seed."""
-    parts = []
-    for figure in ("accuracy", "nll", "calibrated_nll"):
-        pairs = [
-            (results[key][figure], results[key.replace(f"{row}/", f"{other}/", 1)][figure])
-            for key in sorted(results)
-            if key.startswith(f"{row}/{deal}/") and key.replace(f"{row}/", f"{other}/", 1) in results
-        ]
-        if pairs:
-            each = [one - two for one, two in pairs]
-            parts.append(f"{figure} {mean(each):+.4f} ({', '.join(f'{value:+.4f}' for value in each)})")
-    return f"{row} - {other}, {deal}: " + ("; ".join(parts) or "no pairs")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
 
 
 def main() -> int:
@@ -160,28 +140,21 @@ def main() -> int:
     if arguments.data is None:
         print("elastic: give the folder of CIFAR-10 with --data cifar10:DIR; nothing was measured")
         return 0
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    wanted = [
+    cells = [
         (row, deal, seed)
         for seed in range(arguments.seeds)
         for deal in arguments.deals
         for row in arguments.rows
-        if f"{row}/{deal}/{seed}" not in results
     ]
     try:
-        with ProcessPoolExecutor(
-            arguments.jobs,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=prepare_process,
-            initargs=(arguments.data,),
-        ) as pool:
-            futures = {pool.submit(run_one, *want): want for want in wanted}
-            for done in as_completed(futures):
-                row, deal, seed = futures[done]
-                results[f"{row}/{deal}/{seed}"] = done.result()
-                write_text(arguments.out, json.dumps(results, indent=1) + "\n")
-                figures = {name: round(value, 4) for name, value in done.result().items()}
-                print(f"{row} {deal} seed {seed}: {figures}", flush=True)
+        results = run_grid(
+            run_one,
+            cells,
+            out=arguments.out,
+            jobs=arguments.jobs,
+            prepare=prepare_process,
+            prepared_with=(arguments.data,),
+        )
     except HqdeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -189,7 +162,7 @@ def main() -> int:
         print("\n" + table(results, deal) + "\n")
         for row, others in (("gather", ("fedavg",)), ("release", ("independent", "global"))):
             for other in others:
-                print(paired(results, deal, row, other))
+                print(f"{row} - {other}, {deal}: {paired(results, deal, row, other, PAIRED)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A grid of trainings, some at a time; what is done is kept, and a second call goes on from there."""
+"""A grid of trainings, some at a time, that a second call goes on with; and what its seeds say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from hqde.rounds.run_directory import write_text
@@ -49,3 +50,30 @@ def run_grid(
             write_text(out, json.dumps(results, indent=1) + "\n")
             print(f"{number}/{len(calls)} {name}: {found} ({time.perf_counter() - began:.0f} s)", flush=True)
     return results
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds."""
+    return f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+
+
+def paired(
+    results: dict[str, dict[str, float]], condition: object, row: str, other: str, figures: Sequence[str]
+) -> str:
+    """The differences of two rows under one condition, seed by seed.
+
+    Args:
+        results: by ``row/condition/seed``.
+        condition, row, other: of which.
+        figures: to compare.
+    """
+    parts = []
+    for figure in figures:
+        each = [
+            results[key][figure] - results[key.replace(f"{row}/", f"{other}/", 1)][figure]
+            for key in sorted(results)
+            if key.startswith(f"{row}/{condition}/") and key.replace(f"{row}/", f"{other}/", 1) in results
+        ]
+        if each:
+            parts.append(f"{figure} {mean(each):+.4f} ({', '.join(f'{value:+.4f}' for value in each)})")
+    return "; ".join(parts) or "no pairs"

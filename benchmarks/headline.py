@@ -18,11 +18,11 @@ import math
 import sys
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 
-from grid import run_grid
+from grid import paired, run_grid, spread
 from hqde.backends import LocalBackend
 from hqde.data import Augmentation, Replicate, Split, Splits, load_splits
 from hqde.errors import HqdeError
@@ -34,6 +34,7 @@ from hqde.training import Diversity, Recipe
 TRAIN_IMAGES = 20_000
 VALIDATION_FRACTION = 0.1  # held out on top of the training images, for the temperature
 BUDGETS = (160_000, 640_000)
+PAIRED = ("accuracy", "nll", "ece")
 FIGURES = ("accuracy", "nll", "ece", "calibrated_nll", "calibrated_ece", "wall_s")
 
 ROWS = {
@@ -127,24 +128,8 @@ def table(results: dict[str, dict[str, float]], budget: int) -> str:
     return "\n".join(lines)
 
 
-def paired(results: dict[str, dict[str, float]], budget: int, row: str, other: str) -> str:
-    """The difference of two rows, seed by seed."""
-    parts = []
-    for figure in ("accuracy", "nll", "ece"):
-        both = [
-            results[key][figure] - results[key.replace(f"{row}/", f"{other}/", 1)][figure]
-            for key in sorted(results)
-            if key.startswith(f"{row}/{budget}/") and key.replace(f"{row}/", f"{other}/", 1) in results
-        ]
-        if both:
-            parts.append(f"{figure} {mean(both):+.4f} ({', '.join(f'{value:+.4f}' for value in both)})")
-    return f"{row} - {other} at {budget:,}: " + ("; ".join(parts) or "no pairs")
-
-
 def _spread(values: list[float], figure: str) -> str:
-    if figure == "wall_s":
-        return f"{mean(values):.0f}"
-    return f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+    return f"{mean(values):.0f}" if figure == "wall_s" else spread(values)
 
 
 def main() -> int:
@@ -180,10 +165,9 @@ def main() -> int:
         return 2
     for budget in arguments.budgets:
         print("\n" + table(results, budget))
-        for row in ("groups", "branching"):
-            for other in ("single", "independent"):
-                print(paired(results, budget, row, other))
-        print(paired(results, budget, "fedavg", "never"))
+        pairs = [(row, other) for row in ("groups", "branching") for other in ("single", "independent")]
+        for row, other in (*pairs, ("fedavg", "never")):
+            print(f"{row} - {other} at {budget:,}: {paired(results, budget, row, other, PAIRED)}")
     return 0
 
 
