@@ -118,15 +118,11 @@ class Worker:
         path = ("worker", spec.worker_id, "round", order.round_index)
         with own_stream(turns, spec.seed, *path, device=self.device) as stream:
             draws = generator(spec.seed, "worker", spec.worker_id, "augment", order.round_index)
-            noise = generator(
-                spec.seed, "worker", spec.worker_id, "heat", order.round_index, device=self.device
-            )
-            warm = partial(
-                heat, list(self.model.parameters()), spec.recipe, num_rows=len(order.shard), draws=noise
-            )
+            warm = self._warming(order) if spec.recipe.temperature else None
             for step, index in enumerate(batches):
-                rate = self.rate_at(order, step, len(batches))
-                at = partial(warm, rate=rate, progress=progress_at(order, step, len(batches)))
+                progress = progress_at(order, step, len(batches))
+                rate = self._rate(progress)
+                at = None if warm is None else partial(warm, rate=rate, progress=progress)
                 losses, outputs, targets = self._step(index, rate, draws, stream, first=step == 0, warm=at)
                 right = (outputs.argmax(dim=1) == targets).sum() if self.loss == "cross_entropy" else None
                 tally.add(losses, right, rate)
@@ -275,6 +271,13 @@ class Worker:
         )
         return decoded, packet
 
+    def _warming(self, order: Order) -> Callable[..., None]:
+        """What adds the noise of the recipe's temperature to the gradients of a step."""
+        path = ("worker", self.spec.worker_id, "heat", order.round_index)
+        draws = generator(self.spec.seed, *path, device=self.device)
+        parameters = list(self.model.parameters())
+        return partial(heat, parameters, self.spec.recipe, num_rows=len(order.shard), draws=draws)
+
     def _rate(self, progress: float) -> float:
         return self.spec.recipe.learning_rate * self.spec.schedule.factor(progress)
 
@@ -286,7 +289,7 @@ class Worker:
         stream: Stream,
         *,
         first: bool,
-        warm: Callable[[], None],
+        warm: Callable[[], None] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         waiting = time.perf_counter()
         with self.mark("data"), stream.use("data", exclusive=not reads_side_by_side(self.examples)):
@@ -305,12 +308,12 @@ class Worker:
             self._update(recipe, warm)
         return losses.detach(), outputs.detach(), targets
 
-    def _update(self, recipe: Recipe, warm: Callable[[], None]) -> None:
-        if recipe.clip_norm or recipe.temperature:
+    def _update(self, recipe: Recipe, warm: Callable[[], None] | None) -> None:
+        if recipe.clip_norm or warm is not None:
             self._scaler.unscale_(self.optimizer)
         if recipe.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm, foreach=True)
-        if recipe.temperature:
+        if warm is not None:
             warm()
         self._scaler.step(self.optimizer)
         self._scaler.update()
