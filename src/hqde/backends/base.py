@@ -33,6 +33,12 @@ class Failure:
     reason: str
     kind: Literal["raised", "died", "late", "memory"] = "raised"
 
+    @classmethod
+    def of(cls, order: Order, error: Exception) -> Failure:
+        """An order in which the model or the data raised."""
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return cls(order.worker_id, order.round_index, order.attempt, reason)
+
 
 Outcome = Update | Failure
 StepReport = Callable[[int, int, int], None]  # worker id, batches done, batches in the round

@@ -116,8 +116,7 @@ class LocalBackend:
         except HqdeError:
             raise
         except Exception as error:  # noqa: BLE001 - the user's model may raise anything; the engine decides
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Failure(order.worker_id, order.round_index, order.attempt, reason)
+            return Failure.of(order, error)
 
     def present(self) -> frozenset[int]:
         """All of them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hqde.aggregation import Rule
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
-from hqde.backends.cores import Seating, seat_workers, torch_threads
+from hqde.backends.cores import torch_threads
 from hqde.backends.lanes import Board, Lanes
 from hqde.backends.local import LocalBackend
 from hqde.backends.wrapping import WrappedBackend
@@ -56,9 +56,8 @@ class VectorisedBackend(WrappedBackend):
         self._local = LocalBackend(lanes=lanes, threads=threads)
         super().__init__(self._local)
         self.name = "vectorised"
-        self._lanes, self._threads, self._most = lanes, threads, stacked
+        self._most = stacked
         self.stacks: list[Stack] = []
-        self._seating = Seating(1, threads)
 
     def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
         """Build the workers and stack them.
@@ -73,15 +72,9 @@ class VectorisedBackend(WrappedBackend):
             )
         self._local.start(specs, examples)
         workers = self._local.workers
-        on_cpu = torch.device(specs[0].device).type == "cpu"
-        count = len(workers)
-        self._seating = (
-            seat_workers(count, lanes=self._lanes, threads=self._threads)
-            if on_cpu
-            else Seating(1, self._threads)
-        )
-        size = -(-count // self._seating.lanes)
-        size = min(size, self._most or size, _fitting(workers[0], self._seating.lanes))
+        count, lanes = len(workers), self._local.seating.lanes
+        size = -(-count // lanes)
+        size = min(size, self._most or size, _fitting(workers[0], lanes))
         self.stacks = [Stack(workers[first : first + size]) for first in range(0, count, size)]
 
     def check(self, index: Tensor, rule: Rule) -> None:
@@ -107,7 +100,7 @@ class VectorisedBackend(WrappedBackend):
         """Carry out the orders, a stack at a time in each lane; ``on_step`` is told a few times a second."""
         tasks = []
         board = Board(on_step)
-        lanes = Lanes[list[Outcome]](self._seating)
+        lanes = Lanes[list[Outcome]](self._local.seating)
 
         def note(worker_id: int, done: int, total: int) -> None:
             lanes.go_on()
@@ -119,7 +112,7 @@ class VectorisedBackend(WrappedBackend):
             if own:
                 tasks.append(partial(self._outcomes, stack, own, note))
         if len(tasks) == 1:
-            with torch_threads(self._seating.threads):
+            with torch_threads(self._local.seating.threads):
                 outcomes = tasks[0]()
             board.tell()
             yield from outcomes
@@ -136,8 +129,7 @@ class VectorisedBackend(WrappedBackend):
             order, error = result
             if isinstance(error, HqdeError):
                 raise error
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            found.append(Failure(order.worker_id, order.round_index, order.attempt, reason))
+            found.append(Failure.of(order, error))
         return found
 
     def close(self) -> None:
