@@ -12,7 +12,7 @@ from hqde.backends import LocalBackend
 from hqde.checkpoints import CheckpointStore
 from hqde.compression import Compression, PackedCodec
 from hqde.data import Split
-from hqde.rounds import Engine
+from hqde.rounds import Engine, RoundLog
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
 from hqde.topology import Elastic, Topology
 from hqde.training import Diversity, Recipe, Worker
@@ -187,18 +187,8 @@ def test_encoded_deltas_leave_replicas_where_the_centre_takes_them_to_be():
 
 
 def test_the_history_says_how_far_everybody_was_pulled():
-    class Recorder:
-        def __init__(self):
-            self.rounds = []
-
-        def on_start(self, plans, first_round): ...
-        def on_step(self, worker_id, done, total): ...
-        def on_event(self, event): ...
-        def on_round(self, record):
-            self.rounds.append(record)
-
-    recorder = Recorder()
+    recorder = RoundLog()
     experiment = elastic(groups=2, epochs=2, group_pull=0.5, group_pull_end=1.0, global_pull_end=1.0)
     run(experiment, listener=recorder)
-    found = [(r.scope, r.group_pull, r.global_pull) for r in recorder.rounds]
+    found = [(r.scope, r.group_pull, r.global_pull) for r in recorder.records]
     assert found == [("global", 0.5, 0.5), ("global", 0.75, 1.0)]

@@ -26,7 +26,7 @@ from hqde.checkpoints import CheckpointStore
 from hqde.data import Dirichlet, Iid, Replicate, Split
 from hqde.errors import ConfigError, MissingExtraError, PreconditionError
 from hqde.quantum import privacy_spent
-from hqde.rounds import Engine, FaultPolicy, Privacy
+from hqde.rounds import Engine, FaultPolicy, Privacy, RoundLog
 from hqde.rounds.commit import Commit, couple_groups
 from hqde.rounds.privacy import PrivateBackend
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
@@ -55,23 +55,12 @@ def private(num_workers=4, groups=1, epochs=2, **settings):
     )
 
 
-class Recorder:
-    def __init__(self):
-        self.rounds, self.events = [], []
-
-    def on_start(self, plans, first_round): ...
-    def on_step(self, worker_id, done, total): ...
-    def on_round(self, record):
-        json.dumps(record.to_dict(), allow_nan=False)
-        self.rounds.append(record)
-
-    def on_event(self, event):
-        self.events.append(event)
-
-
 def run(experiment, backend=None, **options):
-    recorder = Recorder()
-    return Engine(experiment, backend or LocalBackend(), listener=recorder, **options).run(), recorder
+    recorder = RoundLog()
+    result = Engine(experiment, backend or LocalBackend(), listener=recorder, **options).run()
+    for record in recorder.records:
+        json.dumps(record.to_dict(), allow_nan=False)
+    return result, recorder
 
 
 def vectors(result):
@@ -92,7 +81,7 @@ def test_a_round_is_the_sum_of_clipped_deltas_over_a_fixed_number():
     assert clipped == 4, "nothing was clipped, so nothing was tested"
     expected = start.vector.double() + total / 4
     torch.testing.assert_close(vectors(found)[0].double(), expected, rtol=0, atol=1e-7)
-    assert [0 < worker.weight < 0.25 for worker in recorder.rounds[0].workers] == [True] * 4
+    assert [0 < worker.weight < 0.25 for worker in recorder.records[0].workers] == [True] * 4
 
 
 @pytest.mark.parametrize(("clip_norm", "noise_multiplier", "rate"), [(1.0, 2.0, 1.0), (0.3, 0.7, 0.5)])
@@ -126,7 +115,7 @@ def test_what_is_spent_stands_in_history_and_figures_and_only_grows():
     experiment = private(groups=2, epochs=3)
     result, recorder = run(experiment)
     by_hand = [privacy_spent(sample_rate=1.0, noise_multiplier=0.5, rounds=r, delta=1e-3) for r in (1, 2, 3)]
-    assert [record.epsilon for record in recorder.rounds] == by_hand
+    assert [record.epsilon for record in recorder.records] == by_hand
     assert by_hand == sorted(by_hand)
     predictions = result.ensemble.predict_labelled(experiment.splits.test)
     metrics = final_metrics(experiment, result, predictions, backend="local")
@@ -160,12 +149,12 @@ def test_a_run_with_a_key_is_resumed_to_the_bit(tmp_path):
 def test_workers_take_part_as_often_as_is_said():
     experiment = private(num_workers=6, epochs=60, sample_rate=0.3)
     result, recorder = run(experiment)
-    counts = [len(record.workers) for record in recorder.rounds]
+    counts = [len(record.workers) for record in recorder.records]
     assert 0 in counts
     assert max(counts) <= 6
     assert sum(counts) / (6 * 60) == pytest.approx(0.3, abs=0.08)
     sampled, everybody = (
-        recorder.rounds[-1].epsilon,
+        recorder.records[-1].epsilon,
         privacy_spent(sample_rate=1.0, noise_multiplier=0.5, rounds=60, delta=1e-3),
     )
     assert sampled < everybody
@@ -175,7 +164,7 @@ def test_workers_take_part_as_often_as_is_said():
 def test_a_group_that_nobody_takes_part_in_releases_noise_all_the_same():
     experiment = private(groups=2, epochs=2, sample_rate=1e-9)
     result, recorder = run(experiment)
-    assert [len(record.workers) for record in recorder.rounds] == [0, 0]
+    assert [len(record.workers) for record in recorder.records] == [0, 0]
     told = experiment.privacy.figures(2, 2)["noise_std"]
     for group, vector in enumerate(vectors(result)):
         moved = vector - experiment.initial_weights(group).vector

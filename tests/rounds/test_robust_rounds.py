@@ -23,26 +23,9 @@ from hqde.data import Iid
 from hqde.drills import BadWorkers, LabelFlip, ReplayFirst, bad_workers
 from hqde.errors import ConfigError, PreconditionError
 from hqde.models import model_spec
-from hqde.rounds import Engine
+from hqde.rounds import Engine, RoundLog
 from hqde.testing import Fault, FaultyBackend, small_experiment
 from hqde.topology import Topology
-
-
-class Recorder:
-    def __init__(self):
-        self.records, self.events = [], []
-
-    def on_start(self, plans, first_round):
-        pass
-
-    def on_step(self, worker_id, done, total):
-        pass
-
-    def on_round(self, record):
-        self.records.append(record)
-
-    def on_event(self, event):
-        self.events.append(event)
 
 
 def experiment(**changes):
@@ -52,7 +35,7 @@ def experiment(**changes):
 
 
 def run(experiment, backend=None, **options):
-    recorder = Recorder()
+    recorder = RoundLog()
     result = Engine(experiment, backend or LocalBackend(), listener=recorder, **options).run()
     return result, recorder
 
@@ -106,7 +89,7 @@ def test_too_few_updates_for_the_rule_are_what_the_policy_says(policy):
             run(given, backend)
         return
     kept = []
-    engine = Engine(given, backend, listener=Recorder())
+    engine = Engine(given, backend, listener=RoundLog())
     engine._tell.on_round = lambda record: kept.append(record)
     states = []
     account = engine._account
@@ -189,7 +172,7 @@ def test_reliability_is_remembered_excludes_and_survives_a_resume(tmp_path):
         if record.round == 4:
             raise Stop
 
-    cut = Recorder()
+    cut = RoundLog()
     cut.on_round = stop
     store = CheckpointStore(tmp_path / "cut")
     with pytest.raises(Stop):
