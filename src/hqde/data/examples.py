@@ -94,6 +94,15 @@ def take_rows(inputs: Inputs, index: Tensor) -> Inputs:
     return tuple(tensor.index_select(0, index) for tensor in inputs)
 
 
+def move_inputs(inputs: Inputs, device: torch.device) -> Inputs:
+    """The inputs on ``device``."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return tuple(tensor.to(device) for tensor in inputs)
+
+
 def cast_targets(targets: Tensor, task: Task) -> Tensor:
     """Targets as training wants them: (n,) int64 class ids, or (n,) float32 for regression.
 

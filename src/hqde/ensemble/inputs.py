@@ -149,15 +149,6 @@ def check_finite(inputs: Inputs, *, first_row: int) -> None:
                 )
 
 
-def move_inputs(inputs: Inputs, device: torch.device) -> Inputs:
-    """The inputs on ``device``."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    if isinstance(inputs, Mapping):
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
-    return tuple(tensor.to(device) for tensor in inputs)
-
-
 def _whole_inputs(data: Any) -> Inputs:
     if isinstance(data, list) and data and all(isinstance(row, Tensor) for row in data):
         if len({row.shape for row in data}) > 1:

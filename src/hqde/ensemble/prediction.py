@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from hqde.data import Inputs, Normalization, Schema, TargetScale, num_rows
-from hqde.ensemble.inputs import check_finite, check_inputs, move_inputs
+from hqde.data import Inputs, Normalization, Schema, TargetScale, move_inputs, num_rows
+from hqde.ensemble.inputs import check_finite, check_inputs
 from hqde.ensemble.members import Member
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError, did_you_mean
 from hqde.models import call_model

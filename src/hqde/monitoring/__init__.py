@@ -16,7 +16,7 @@ from hqde.monitoring.containers import container_memory
 from hqde.monitoring.gpus import GpuProbe
 from hqde.monitoring.monitor import PerformanceMonitor
 from hqde.monitoring.notify import Notifier
-from hqde.monitoring.probes import Probes
+from hqde.monitoring.probes import Probes, peak_rss_bytes
 from hqde.monitoring.prometheus import PrometheusExporter
 from hqde.monitoring.registry import EXPORTERS, make_exporter
 from hqde.monitoring.sampler import Sampler
@@ -53,6 +53,7 @@ __all__ = [
     "judge",
     "make_exporter",
     "make_rules",
+    "peak_rss_bytes",
     "resource_scalars",
     "round_scalars",
     "sample_signals",

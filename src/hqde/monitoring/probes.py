@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,12 @@ T = TypeVar("T")
 # Looking for child processes reads all of /proc, so it is done once in so many samples.
 CHILDREN_EVERY = 10
 UNREADABLE = (OSError, psutil.Error, AttributeError, NotImplementedError, RuntimeError, ValueError)
+
+
+def peak_rss_bytes() -> int:
+    """Most resident memory of this process so far; ``ru_maxrss`` is in KiB on Linux, bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Probes:

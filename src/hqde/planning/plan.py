@@ -75,8 +75,8 @@ class RunPlanner:
     Example:
         >>> from hqde.testing import small_experiment
         >>> plan = RunPlanner().plan(small_experiment())
-        >>> plan.chosen.backend, plan.predicted_s > 0
-        ('local', True)
+        >>> plan.chosen.backend in ("local", "vectorised"), plan.predicted_s > 0
+        (True, True)
     """
 
     def __init__(self, cache: PlanCache | None = None, *, precisions: tuple[Precision, ...] = ()) -> None:

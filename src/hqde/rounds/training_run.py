@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import Any
 
 from torch import Tensor
 
 from hqde.backends import Backend, LocalBackend
 from hqde.ensemble import describe_evaluation
-from hqde.monitoring import Monitoring
+from hqde.monitoring import Monitoring, peak_rss_bytes
 from hqde.rounds.engine import Engine
 from hqde.rounds.events import Event, Listener, Listeners
 from hqde.rounds.experiment import Experiment
@@ -122,7 +120,7 @@ def final_metrics(
         "wall_s": totals.wall_s,
         "worker_samples": totals.worker_samples,
         "worker_samples_per_s": samples_per_s,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_rss_bytes(),
         "rounds": result.state.round_index,
         "stopped_early_at_epoch": result.stopped_early,
     }
@@ -161,9 +159,3 @@ def final_metrics(
         "data": experiment.splits.name,
         "model": experiment.model.name,
     }
-
-
-def _peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far; ``ru_maxrss`` is in KiB on Linux, bytes on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

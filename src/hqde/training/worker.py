@@ -13,7 +13,16 @@ from torch import Tensor
 
 from hqde.aggregation import Update, count_nonfinite, pulled
 from hqde.compression import Packet, encode_step
-from hqde.data import Augmentation, Examples, Inputs, Normalization, Schema, TargetScale, reads_side_by_side
+from hqde.data import (
+    Augmentation,
+    Examples,
+    Inputs,
+    Normalization,
+    Schema,
+    TargetScale,
+    move_inputs,
+    reads_side_by_side,
+)
 from hqde.errors import PreconditionError
 from hqde.models import ModelSpec, call_model, draw_dropout_from
 from hqde.seeding import generator, seeded
@@ -333,7 +342,7 @@ class Worker:
         inputs, targets = self.examples.fetch(index)
         if draws is not None and spec.augmentation.enabled and isinstance(inputs, Tensor):
             inputs = spec.augmentation(inputs, draws)
-        inputs = _to_device(spec.normalization.apply(inputs), self.device)
+        inputs = move_inputs(spec.normalization.apply(inputs), self.device)
         if spec.recipe.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, spec.target_scale.apply(targets).to(self.device)
@@ -356,11 +365,3 @@ def _processor_clock(*, alone: bool) -> Callable[[], float] | None:
 
 def _unmarked(part: str) -> AbstractContextManager[object]:  # noqa: ARG001 - nobody watches
     return nullcontext()
-
-
-def _to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    if isinstance(inputs, dict):
-        return {name: value.to(device) for name, value in inputs.items()}
-    return tuple(value.to(device) for value in inputs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +17,7 @@ from hqde.backends.on_ray.shipping import Parcel, as_array, as_tensor, checksum,
 from hqde.compression import Downlink, Packet, decode
 from hqde.data import Examples, SubsetExamples
 from hqde.ensemble import Ensemble
+from hqde.monitoring import peak_rss_bytes
 from hqde.training import Order, Worker, WorkerSpec
 from hqde.weights import Layout, Weights
 
@@ -149,7 +148,7 @@ class WorkerActor:
             packet=None,
             sent_bytes=update.integers.nbytes + sum(piece.nbytes for piece in pieces),
             node_load=load.of_others(),
-            peak_rss_bytes=_peak_rss_bytes(),
+            peak_rss_bytes=peak_rss_bytes(),
         )
         return told, pack(worker.state()), *pieces
 
@@ -181,12 +180,6 @@ class WorkerActor:
 
     def _note(self, done: int, total: int) -> None:
         self._progress = (done, total)
-
-
-def _peak_rss_bytes() -> int:
-    """Most resident memory of this process so far; ``ru_maxrss`` is in KiB on Linux, bytes on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class NodeLoad:
