@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+
+from hqde.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -66,14 +69,27 @@ def run_command(command: str, where: str) -> None:
     )
 
 
+def run_here(command: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command without pipes and the like in this process, which has PyTorch at hand already."""
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    try:
+        app.main()
+    except SystemExit as leave:
+        assert not leave.code, f"{where}: `{command}` ended with {leave.code}"
+
+
 def run_page(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every block of one page in the current directory."""
+    """Run every block of one page in the current directory: the README's commands in a shell."""
     program = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", program)  # a class defined in a block is found where it says
     for block in blocks(path.read_text(encoding="utf-8")):
         if block.language == "console":
             for command in commands(block.text):
-                run_command(command, f"{path.name}:{block.line}")
+                where = f"{path.name}:{block.line}"
+                if path.name == "README.md" or set(command) & set("|&;<>$`"):
+                    run_command(command, where)
+                else:
+                    run_here(command, where, monkeypatch)
         else:
             # Blank lines in front make a traceback name the page's own line.
             exec(compile("\n" * (block.line - 1) + block.text, str(path), "exec"), program.__dict__)
@@ -109,6 +125,9 @@ def test_a_page_that_fails_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_command_that_fails_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text("```console\n$ hqde-that-does-not-exist\n```\n")
+    page.write_text("```console\n$ hqde that-does-not-exist\n```\n")
+    with pytest.raises(AssertionError, match="that-does-not-exist` ended with 2"):
+        run_page(page, monkeypatch)
+    page.write_text("```console\n$ hqde-that-does-not-exist | cat\n```\n")
     with pytest.raises(AssertionError, match="hqde-that-does-not-exist"):
         run_page(page, monkeypatch)
