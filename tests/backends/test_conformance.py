@@ -20,8 +20,14 @@ def test_the_vectorised_backend_conforms(check, stacked):
     check(lambda: make_backend("vectorised", stacked=stacked))
 
 
+def on_actors(check):
+    """A check on Ray, where each actor takes seconds to start: the longest are run by hand."""
+    slow = check.__name__ in ("check_order_of_orders_does_not_matter", "check_replicas_are_kept")
+    return pytest.param(check, marks=pytest.mark.long if slow else (), id=check.__name__)
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [on_actors(check) for check in BACKEND_CHECKS])
 def test_the_ray_backend_conforms(check, on_ray):
     check(lambda: make_backend("ray"))
 

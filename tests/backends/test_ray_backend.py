@@ -42,7 +42,12 @@ def wide_experiment(runs, *, num_workers=3, **changes):
 
 
 @pytest.mark.parametrize(
-    ("plan", "server"), [("flat", "fedavg"), ("tree", "nesterov"), ("sharded", "fedadam")]
+    ("plan", "server"),
+    [
+        pytest.param("flat", "fedavg", marks=pytest.mark.long),
+        ("tree", "nesterov"),
+        ("sharded", "fedadam"),
+    ],
 )
 def test_every_plan_gives_the_bits_of_the_local_backend(plan, server, on_ray, runs):
     from hqde.backends.on_ray import RayBackend
@@ -97,7 +102,7 @@ def test_robust_rules_under_attack_are_sharded_to_the_same_bits(rule, policy, on
     [
         pytest.param(Topology.independent(), marks=pytest.mark.long),
         pytest.param(Topology(groups=2, global_every=1), marks=pytest.mark.long),
-        Topology(branch_at=0.5, trunk_workers=1),
+        pytest.param(Topology(branch_at=0.5, trunk_workers=1), marks=pytest.mark.long),
         Topology(groups=2, elastic=Elastic(group_pull=0.2, global_pull_end=0.5)),
     ],
     ids=["independent", "global", "branching", "elastic"],

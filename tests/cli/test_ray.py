@@ -78,8 +78,16 @@ def test_members_predict_on_ray_as_here(hqde, table, tmp_path):
         (["--address", "127.0.0.1:1"], ["nothing answers at '127.0.0.1:1'", "ray start --head"]),
         (["--set", "ray.num_gpus=99"], ["2 workers of 99 GPUs each do not fit"]),
         (["--set", "ray.num_gpus=0.3"], ["must be 1/k", "0.25"]),
-        (["--set", "ray.num_cpus=1000"], ["2 workers of 1000 CPUs each do not fit"]),
-        (["--set", "ray.replication_factor=3"], ["replication_factor=3", "the cluster has 1"]),
+        pytest.param(
+            ["--set", "ray.num_cpus=1000"],
+            ["2 workers of 1000 CPUs each do not fit"],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ["--set", "ray.replication_factor=3"],
+            ["replication_factor=3", "the cluster has 1"],
+            marks=pytest.mark.long,
+        ),
         (["--model", "only_here:Net"], ["worker 0 cannot be built", "only_here:Net"]),
     ],
     ids=lambda value: " ".join(value),
