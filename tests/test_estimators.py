@@ -24,8 +24,14 @@ from hqde.estimators import HQDEClassifier, HQDERegressor
 WINE = load_wine(return_X_y=True)
 
 
-@parametrize_with_checks([HQDEClassifier(), HQDERegressor()])
+@parametrize_with_checks([HQDEClassifier(num_workers=2), HQDERegressor(num_workers=2)])
 def test_scikit_learns_own_suite(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.long
+@parametrize_with_checks([HQDEClassifier(), HQDERegressor()])
+def test_scikit_learns_own_suite_with_the_default_settings(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
