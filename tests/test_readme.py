@@ -72,10 +72,12 @@ def run_command(command: str, where: str) -> None:
 def run_here(command: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command without pipes and the like in this process, which has PyTorch at hand already."""
     monkeypatch.setattr(sys, "argv", shlex.split(command))
+    code = None
     try:
         app.main()
     except SystemExit as leave:
-        assert not leave.code, f"{where}: `{command}` ended with {leave.code}"
+        code = leave.code
+    assert not code, f"{where}: `{command}` ended with {code}"
 
 
 def run_page(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

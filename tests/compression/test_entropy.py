@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hqde.compression import EntropyCodec, Packet, decode
+from hqde.compression.stages import stage_of
 from hqde.errors import ConfigError, MissingExtraError, NonFiniteError
 
 STAGES = ("zstd", "ans")
@@ -155,3 +157,16 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "constriction", None)
     with pytest.raises(MissingExtraError, match=r"hqde\[ans\]"):
         EntropyCodec(stage="ans")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_threads_do_not_spoil_each_others_bytes(name: str) -> None:
+    stage = stage_of(name)
+    draws = np.random.default_rng(0)
+    symbols = [np.minimum(draws.geometric(0.5, 1 << 14) - 1, 9).astype(np.uint8) for _ in range(4)]
+    alone = [stage.write(own, 4) for own in symbols]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(100):
+            assert list(pool.map(lambda own: stage.write(own, 4), symbols)) == alone
+            for own, read in zip(symbols, pool.map(lambda b: stage.read(b, 4, 1 << 14), alone), strict=True):
+                assert np.array_equal(own, read)

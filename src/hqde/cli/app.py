@@ -21,6 +21,7 @@ from hqde.cli.top import top
 from hqde.cli.train import train
 from hqde.cli.tune import tune
 from hqde.errors import HqdeError, NonFiniteError, QuorumError, WorkerError
+from hqde.memory import freed_memory_kept
 
 app = typer.Typer(
     name="hqde",
@@ -49,7 +50,8 @@ def options(
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 the run failed, 2 bad usage or input, 130 interrupted."""
     try:
-        app()
+        with freed_memory_kept():
+            app()
     except (WorkerError, QuorumError, NonFiniteError) as error:
         fail(str(error), code=1)
     except HqdeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
@@ -199,12 +200,18 @@ def decompress(data: bytes, size: int) -> bytes:
         raise PacketError(f"a section of the packet cannot be decompressed: {broken}") from None
 
 
-@cache
+_of_thread = threading.local()
+
+
 def _compressor() -> zstandard.ZstdCompressor:
-    parameters = zstandard.ZstdCompressionParameters(
-        strategy=zstandard.STRATEGY_FAST, min_match=7, window_log=17, hash_log=6, write_content_size=True
-    )
-    return zstandard.ZstdCompressor(compression_params=parameters)
+    """This thread's: two threads that use one compressor at a time spoil each other's frames."""
+    if not hasattr(_of_thread, "compressor"):
+        parameters = zstandard.ZstdCompressionParameters(
+            strategy=zstandard.STRATEGY_FAST, min_match=7, window_log=17, hash_log=6, write_content_size=True
+        )
+        _of_thread.compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    compressor: zstandard.ZstdCompressor = _of_thread.compressor
+    return compressor
 
 
 @cache

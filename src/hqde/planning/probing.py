@@ -15,6 +15,7 @@ from hqde.aggregation import Update
 from hqde.backends import Backend, Failure
 from hqde.data import SubsetExamples
 from hqde.errors import HqdeError, WorkerError
+from hqde.memory import freed_memory_kept
 from hqde.planning.candidates import Candidate
 from hqde.rounds import Experiment
 from hqde.rounds.members import MemberPool
@@ -63,6 +64,7 @@ class Probe:
         return cls(candidate, losses=tuple(given.pop("losses")), **given)
 
 
+@freed_memory_kept()
 def probe(candidate: Candidate, experiment: Experiment) -> Probe:
     """Train a few steps the candidate's way, on as many workers as it trains at a time.
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hqde.backends import torch_threads
 from hqde.errors import RunError
+from hqde.memory import freed_memory_kept
 from hqde.planning.probing import probe_orders
 from hqde.rounds import Experiment
 from hqde.training import Order, Worker
@@ -67,6 +68,7 @@ class StepProfile:
         return self.samples_per_s * self.flop_per_sample / self.gemm_flop_per_s
 
 
+@freed_memory_kept()
 def profile_steps(experiment: Experiment, *, threads: int = 0, trace: Path | None = None) -> StepProfile:
     """Time some steps of worker 0 as the run trains it, trace a few more, and measure the device.
 

@@ -15,6 +15,7 @@ from hqde.backends import Backend, Failure, Outcome
 from hqde.balance import Timing
 from hqde.checkpoints import CheckpointStore
 from hqde.errors import CheckpointError, QuorumError, WorkerError
+from hqde.memory import freed_memory_kept
 from hqde.rounds.clock import PhaseClock
 from hqde.rounds.commit import Commit, Memory, commit_group, couple_groups
 from hqde.rounds.entangling import entangled_perturbations
@@ -91,6 +92,7 @@ class Engine:
         self._plans = plans
         return plans
 
+    @freed_memory_kept()
     def run(self, *, resume: bool = False) -> Result:
         """Run to the end, from the start or, with ``resume``, from the newest checkpoint if there is one.
 

@@ -19,6 +19,7 @@ from hqde.backends.ray_settings import RaySettings
 from hqde.data import Examples, Inputs, SubsetExamples, num_rows, take_rows
 from hqde.ensemble import BATCH_SIZE, Ensemble
 from hqde.errors import ConfigError
+from hqde.memory import freed_memory_kept
 
 SLICES_PER_PLACE = 4
 
@@ -129,6 +130,7 @@ def predict_on_cluster(
             ray.shutdown()
 
 
+@freed_memory_kept()
 def _predict_rows(
     ensemble: Parcel, data: Parcel, first: int, last: int, threads: int, on_gpu: bool
 ) -> np.ndarray:

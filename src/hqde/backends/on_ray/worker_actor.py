@@ -17,6 +17,7 @@ from hqde.backends.on_ray.shipping import Parcel, as_array, as_tensor, checksum,
 from hqde.compression import Downlink, Packet, decode
 from hqde.data import Examples, SubsetExamples
 from hqde.ensemble import Ensemble
+from hqde.memory import freed_memory_kept
 from hqde.monitoring import peak_rss_bytes
 from hqde.training import Order, Worker, WorkerSpec
 from hqde.weights import Layout, Weights
@@ -114,6 +115,7 @@ class WorkerActor:
         assert self._worker is not None
         return pack(self._worker.state())
 
+    @freed_memory_kept()
     def predict(
         self, ensemble: Parcel, examples: Parcel, slices: Sequence[tuple[int, int]]
     ) -> list[np.ndarray]:
@@ -129,6 +131,7 @@ class WorkerActor:
         """Carry out a step of an aggregation."""
         return function(*arguments)
 
+    @freed_memory_kept()
     def _train(self, worker: Worker, order: Order, bounds: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
         self._progress = (0, 0)
         load = NodeLoad()
