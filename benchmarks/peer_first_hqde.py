@@ -57,6 +57,10 @@ def main() -> int:
     torch.manual_seed(given.seed)
     ray.init(num_cpus=task["members"], logging_level="ERROR", log_to_driver=False)
     system = HQDESystem(CNN, {"num_classes": 10}, num_workers=task["members"])
+    system.initialize_ensemble()
+    ray.get(
+        [worker.get_efficiency_score.remote() for worker in system.ensemble_manager.workers]
+    )  # they are up
 
     began = time.perf_counter()
     images = task["train"][0].float()

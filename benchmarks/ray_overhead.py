@@ -10,8 +10,7 @@ every other one, so that a drift of the machine's speed meets both alike. At the
 sides must agree, and so must the steps they took. Ray's seconds are those of the engine's phases "train" and
 "aggregate": orders, supervision, object store, admission, averaging and server step.
 
-Then prediction: images per second of an ensemble of four `cnn` through `RayBackend.predict_members`, as
-trained and made ready by `Ensemble.for_inference`.
+`ray_prediction.py` is about prediction.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing import get_context
 
-from hqde.backends import LocalBackend, RaySettings
+from hqde.backends import RaySettings
 from hqde.data import Split, Splits, TensorExamples, load_splits, make_splits
-from hqde.ensemble import Ensemble
 from hqde.errors import HqdeError
 from hqde.models import ModelSpec, model_spec
 from hqde.rounds import Engine, Experiment
@@ -45,9 +43,6 @@ WORKERS = 2
 SEED = 0
 BATCH, RATE, DECAY, CLIP, DROPOUT = 128, 1e-3, 0.01, 1.0, 0.1
 LEAST_ROUND_S = 5.0
-FIRST_HQDE_IMAGES_PER_S = (
-    371.0  # its predict() with the same network, members and data, on this kind of machine
-)
 
 
 # -- the bare side -----------------------------------------------------------------------------------------
@@ -256,47 +251,6 @@ def experiment_of(splits: Splits, workers: int, epochs: int, topology: Topology)
     )
 
 
-def predict(splits: Splits, repeats: int) -> list[dict[str, Any]]:
-    """Images per second of four members through two workers, as they are and made ready for inference."""
-    from hqde.backends.on_ray import RayBackend
-
-    few = make_splits(
-        "few",
-        TensorExamples(*splits.train.fetch(torch.arange(1024))),
-        test=splits.test,
-        task="classification",
-    )
-    ensemble = Engine(experiment_of(few, 4, 1, Topology.independent()), LocalBackend()).run().ensemble
-    variants: dict[str, Ensemble] = {
-        "as trained": ensemble,
-        "fp32, folded": ensemble.for_inference("fp32"),
-        "bf16, folded": ensemble.for_inference("bf16"),
-    }
-    exact = ensemble.predict_members(splits.test)
-    backend = RayBackend(RaySettings(), threads=1)
-    backend.start(experiment_of(few, WORKERS, 1, Topology(groups=1)).worker_specs(), few.train)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    made = {}
-    for _ in range(repeats + 1):
-        for name, variant in variants.items():
-            began = time.perf_counter()
-            made[name] = backend.predict_members(variant, splits.test)
-            seconds[name].append(time.perf_counter() - began)
-    backend.close()
-    return [
-        {
-            "members": name,
-            "images": len(splits.test),
-            "first_s": seconds[name][0],
-            "seconds": seconds[name][1:],
-            "same_bits": torch.equal(made[name], variants[name].predict_members(splits.test)),
-            "largest_difference": float((made[name] - exact).abs().max()),
-            "same_class": float((made[name].argmax(-1) == exact.argmax(-1)).float().mean()),
-        }
-        for name in variants
-    ]
-
-
 def read_data(source: str | None, images: int, quick: bool) -> Splits:
     """CIFAR-10, or random images of its shape."""
     if source is not None:
@@ -314,7 +268,7 @@ def read_data(source: str | None, images: int, quick: bool) -> Splits:
 
 
 def report(result: dict[str, Any]) -> str:
-    """Both tables as Markdown."""
+    """The pairs as Markdown."""
     rounds = result["rounds"]
     lines = ["| pair | on Ray s | bare s | ratio |", "|---" * 4 + "|"]
     ratios = [a / b for a, b in zip(rounds["ray_s"], rounds["bare_s"], strict=True)]
@@ -332,28 +286,6 @@ def report(result: dict[str, Any]) -> str:
     if min(rounds["bare_s"]) < LEAST_ROUND_S:
         lines.append(f"Rounds were shorter than {LEAST_ROUND_S:g} s: give more --images to judge by them.")
     lines += [f"Event: {reason}" for reason in rounds["events"]]
-    return "\n".join([*lines, "", prediction_table(result["prediction"])])
-
-
-def prediction_table(found: list[dict[str, Any]]) -> str:
-    """The speeds as Markdown."""
-    first = FIRST_HQDE_IMAGES_PER_S
-    lines = [
-        f"Prediction, 4 members of `cnn`, {found[0]['images']:,} images, in turns; the first HQDE's speed is "
-        f"{first:g} images/s",
-        "",
-        "| members | images/s, median | least to most | first call | / first HQDE | bits of one process "
-        "| largest difference | same class |",
-        "|---" * 8 + "|",
-    ]
-    for entry in found:
-        speeds = [entry["images"] / s for s in entry["seconds"]]
-        lines.append(
-            f"| {entry['members']} | {median(speeds):,.0f} | {min(speeds):,.0f} to {max(speeds):,.0f} | "
-            f"{entry['images'] / entry['first_s']:,.0f} | {median(speeds) / first:.1f} | "
-            f"{'yes' if entry['same_bits'] else 'NO'} | {entry['largest_difference']:.2g} | "
-            f"{entry['same_class']:.4f} |"
-        )
     return "\n".join(lines)
 
 
@@ -364,7 +296,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="pairs that count")
     parser.add_argument("--images", type=int, default=24_000, help="training images in a round, both workers")
     parser.add_argument("--quick", action="store_true", help="two short pairs, to see that it works")
-    parser.add_argument("--only-prediction", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -372,16 +303,12 @@ def main() -> int:
         arguments.rounds, arguments.images = 2, 2_560
     try:
         splits = read_data(arguments.data, arguments.images, arguments.quick)
-        if arguments.only_prediction:
-            print(prediction_table(predict(splits, 7)))
-            return 0
         result = {
             "data": splits.name,
             "cpus": len(os.sched_getaffinity(0)),
             "torch": torch.__version__,
             "images": arguments.images,
             "rounds": compare(splits, arguments.rounds),
-            "prediction": predict(splits, 2 if arguments.quick else 7),
         }
     except HqdeError as error:
         print(f"error: {error}", file=sys.stderr)
