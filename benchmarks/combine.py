@@ -1,10 +1,11 @@
-"""What combining and selecting members buys: CIFAR-10 and Fashion-MNIST, pools of three kinds.
+"""What combining and selecting members buys: CIFAR-10 and Fashion-MNIST, pools of four kinds.
 
     python benchmarks/combine.py --data cifar10:DIR fashion-mnist:DIR [--out DIR] [--fit-rows 5000]
-                                 [--splits 5] [--seed 0] [--only-selection]
+                                 [--splits 5] [--seed 0] [--pools mixed …] [--only-selection]
 
-Members of the pool `mixed` differ in width, training rows and epochs; those of `specialists` saw shards with
-other shares of the classes (Dirichlet, alpha 0.3); those of `equal` differ in their random streams alone.
+Members of the pool `mixed` differ in width, training rows and epochs; those of `stages` in rows and epochs
+alone, so that each costs the same in prediction; those of `specialists` saw shards with other shares of the
+classes (Dirichlet, alpha 0.3); those of `equal` differ in their random streams alone.
 Their predictions on rows that no member was trained on (the validation split and the test file) are kept in
 `--out`, one `.npz` per pool, so that a second call only judges. `--splits` times these rows are divided at
 random: combiners and temperatures are fitted, and members selected, on `--fit-rows` of them and judged on
@@ -67,6 +68,12 @@ POOLS: dict[str, tuple[Family, ...]] = {
         Family(4, (16, 32), 3_000, 4),
         Family(4, (8, 16), 10_000, 2),
     ),
+    "stages": (
+        Family(4, (16, 32, 64), 20_000, 6),
+        Family(4, (16, 32, 64), 10_000, 4),
+        Family(4, (16, 32, 64), 4_000, 4),
+        Family(4, (16, 32, 64), 10_000, 1),
+    ),
     "specialists": (Family(12, (16, 32), 20_000, 6, alpha=0.3),),
     "equal": (Family(8, (16, 32, 64), 10_000, 6),),
 }
@@ -90,7 +97,7 @@ def train(splits: Splits, pool: str, seed: int) -> tuple[torch.Tensor, torch.Ten
             epochs=family.epochs,
             recipe=Recipe(precision="bf16-mixed"),
             topology=Topology.independent(),
-            diversity=Diversity(bootstrap=pool == "mixed"),
+            diversity=Diversity(bootstrap=pool in ("mixed", "stages")),
             partitioner=Replicate() if family.alpha is None else Dirichlet(alpha=family.alpha),
             augmentation=Augmentation(flip=True),
             evaluate_every=10_000,
@@ -285,6 +292,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("combine"), help="where predictions are kept")
     parser.add_argument("--fit-rows", type=int, default=5000)
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--pools", nargs="+", choices=list(POOLS), default=list(POOLS))
     parser.add_argument("--only-selection", action="store_true", help="leave out the combiners' tables")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -292,7 +300,7 @@ def main() -> None:
     cases, better = 0, 0
     try:
         for source in given.data:
-            for pool in POOLS:
+            for pool in given.pools:
                 probs, targets = predictions(source, pool, given.seed, given.out)
                 costs = operations(source, pool)
                 combined: Figures = {}
