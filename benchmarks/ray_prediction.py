@@ -81,7 +81,7 @@ def first_hqde_speed(python: str, splits: Splits) -> float:
         tuple(splits.train.fetch(torch.arange(512))),
         tuple(splits.test.fetch(torch.arange(len(splits.test)))),
     )
-    task = {"model": "cnn", "members": 4, "batch": 32, "epochs": 1, "train": few, "test": test}
+    task = {"model": "cnn", "members": 4, "batch": 128, "epochs": 1, "train": few, "test": test}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.pt"
         torch.save(task, path)

@@ -81,6 +81,32 @@ def test_the_halving_pool_has_the_bits_of_pytorchs(shape, layout):
     assert torch.equal(HalvingMaxPool()(images), nn.MaxPool2d(2)(images))
 
 
+def test_before_a_relu_integers_are_compared_to_the_same_bits():
+    images = torch.randn(64, 16, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last)
+    images[images.abs() < 0.3] = 0.0
+    images[0, 0, 0, 0], images[0, 1, 0, 0], images[0, 2, :2, :2] = float("inf"), float("-inf"), float("nan")
+    found = HalvingMaxPool(as_integers=True)(images).relu()
+    assert torch.equal(found.nan_to_num(7.0), nn.MaxPool2d(2)(images).relu().nan_to_num(7.0))
+    assert found[0, 2, 0, 0].isnan()
+
+
+def test_integers_are_compared_in_bfloat16_alone_and_where_a_relu_follows():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.apart, self.twice = nn.MaxPool2d(2), nn.MaxPool2d(2), nn.MaxPool2d(2)
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            both = self.twice(x)
+            return self.relu(self.before(x)) + self.apart(x) + self.relu(both) + both
+
+    for precision, expected in (("fp32", set()), ("bf16", {"before"})):
+        ready = ready_for_inference(Branches(), precision)
+        named = (ready.model if precision == "bf16" else ready).named_children()
+        assert {name for name, m in named if isinstance(m, HalvingMaxPool) and m.as_integers} == expected
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
 def test_an_ensemble_predicts_the_same_but_for_rounding_and_cannot_be_saved(precision, tolerance, tmp_path):
     schema = Schema("classification", "image", tuple(map(str, range(10))), (3, 32, 32))
