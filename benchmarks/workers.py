@@ -68,7 +68,8 @@ def run(data: str | None, workers: int, model: str, precision: str) -> dict[str,
     size = worker.layout.size
     last = log.records[-1]
     return {
-        "samples_per_s": sum(r.worker_samples for r in log.records) / sum(r.wall_s for r in log.records),
+        "samples_per_s": sum(w.samples or 0 for r in log.records for w in r.workers)
+        / sum(r.wall_s for r in log.records),
         "round_s": last.wall_s,
         "beside": sum(last.phases[name] for name in BESIDE) / last.wall_s,
         "peak_bytes": peak,
