@@ -17,7 +17,6 @@ import importlib
 import importlib.util
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 
 from hqde.aggregation import GeometricMedian, Mean, NearestNeighbourMixing, Rule, make_rule
+from hqde.monitoring import peak_rss_bytes
 
 SIZES = ((16, 65_536), (64, 65_536), (8, 11_170_000), (16, 11_170_000), (100, 1_000_000))
 QUICK_SIZES = ((16, 65_536), (64, 65_536))
@@ -175,9 +175,9 @@ def _peak(name: str, num_rows: int, size: int) -> float:
     shares = torch.full((num_rows,), 1.0 / num_rows, dtype=torch.float64)
     rule(torch.randn(num_rows, 1 << 15), shares)  # what libraries allocate once
     rows = torch.empty(num_rows, size).normal_()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_rss_bytes()
     rule(rows, shares)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    after = peak_rss_bytes()
     return max(0.0, (after - before) - 4.0 * size) / (4.0 * num_rows * size)
 
 

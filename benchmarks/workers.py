@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from hqde.backends import LocalBackend
-from hqde.data import Splits, TensorExamples, load_splits, make_splits
+from hqde.data import Splits, load_splits
 from hqde.errors import HqdeError
 from hqde.models import model_spec
 from hqde.monitoring import peak_rss_bytes
@@ -31,6 +31,7 @@ from hqde.rounds import Engine, Experiment, RoundLog
 from hqde.topology import Topology
 from hqde.training import Recipe, Worker
 from hqde.training.memory import step_bytes
+from planner import random_rows
 
 IMAGES = 2_048  # of each worker
 LEAST_SAMPLES = 16_384  # of a run
@@ -41,10 +42,7 @@ def splits_of(data: str | None) -> Splits:
     """Some images of CIFAR-10, or random ones of its shape."""
     if data is not None:
         return load_splits(data, max_train=2 * IMAGES, validation_fraction=0.5)
-    draws = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=draws)
-    rows = TensorExamples(pixels, torch.arange(IMAGES) % 10)
-    return make_splits("random", rows, validation=rows, test=rows, task="classification")
+    return random_rows(IMAGES, (3, 32, 32))
 
 
 def run(data: str | None, workers: int, model: str, precision: str) -> dict[str, Any]:
