@@ -49,6 +49,7 @@ def predict(splits: Splits, repeats: int) -> list[dict[str, Any]]:
         "as trained": ensemble,
         "fp32, folded": ensemble.for_inference("fp32"),
         "bf16, folded": ensemble.for_inference("bf16"),
+        "int8": ensemble.for_inference("int8", few.train),
     }
     exact = ensemble.predict_members(splits.test)
     backend = RayBackend(RaySettings(), threads=1)

@@ -160,3 +160,16 @@ def test_a_combiner_is_set_for_a_run(hqde, table, tmp_path):
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert len(evaluation["entanglement_matrix"]) == 2
     assert "mutual_information" in json.loads((tmp_path / "run" / "metrics.json").read_text())["diversity"]
+
+
+@pytest.mark.usefixtures("int8_processor")
+def test_predicting_in_8_bits_costs_little(hqde):
+    done = hqde("train", "--data", "digits", "--model", "cnn", "--workers", 2, "--epochs", 2, "--out", "run")
+    assert done.code == 0, done.err
+    exact, rounded = (
+        json.loads(hqde("evaluate", "run", *precision, "--format", "json").out)
+        for precision in ([], ["--precision", "int8"])
+    )
+    assert rounded["nll"] != exact["nll"]
+    assert abs(rounded["nll"] - exact["nll"]) < 0.05
+    assert hqde("predict", "run", "--data", "digits", "--out", "p.csv", "--precision", "int8").code == 0

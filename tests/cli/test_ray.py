@@ -118,6 +118,7 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(
     ("arguments", "words"),
     [
         (["--precision", "fp8"], ["unknown precision 'fp8'"]),
+        (["--precision", "int8"], ["int8 is for nn.Conv2d", "take 'bf16'"]),
         (["--backend", "rae"], ["unknown backend 'rae'", "did you mean 'ray'"]),
         (["--address", "auto"], ["--address and --num-gpus are for --backend ray"]),
         (["--backend", "ray", "--address", "127.0.0.1:1"], ["nothing answers at '127.0.0.1:1'"]),

@@ -23,7 +23,8 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        help="fp32 folds normalisations into convolutions, bf16 also computes in bfloat16: faster.",
+        help="fp32 folds normalisations into convolutions; bf16 also computes in bfloat16, int8 also its "
+        "convolutions in 8-bit integers: faster.",
     ),
 ]
 GpusOption = Annotated[
@@ -141,7 +142,7 @@ def predict_members(
         MissingExtraError: Ray is not installed.
     """
     if precision is not None:
-        ensemble = ensemble.for_inference(cast(InferencePrecision, precision))
+        ensemble = ensemble.for_inference(cast(InferencePrecision, precision), data)
     if backend == "ray":
         from hqde.backends.on_ray import predict_on_cluster  # imported by those who ask for it alone
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -294,14 +293,20 @@ class Ensemble:
             combiner = combiner.of_members(positions)
         return self._with(members=members, combiner=combiner)
 
-    def for_inference(self, precision: InferencePrecision = "fp32") -> Ensemble:
+    def for_inference(self, precision: InferencePrecision = "fp32", data: Any = None) -> Ensemble:
         """A new ensemble that predicts the same but for rounding, and faster; it cannot be saved.
 
-        Batch normalisations are folded into convolutions; with ``"bf16"`` members compute in bfloat16.
+        ``ready_for_inference`` says how; for ``"int8"`` ``data`` are rows like those to come.
         """
-        return self.with_members(
-            [replace(m, model=ready_for_inference(m.model, precision), packed=None) for m in self.members]
-        )
+
+        def ready(member: Member) -> Member:
+            def run(model: nn.Module) -> None:
+                for rows in [] if data is None else islice(input_batches(data, batch_size=512), 1):
+                    self.with_members([member.with_model(model)]).predict_members(rows)
+
+            return member.with_model(ready_for_inference(member.model, precision, run))
+
+        return self.with_members([ready(member) for member in self.members])
 
     def with_members(self, members: Sequence[Member]) -> Ensemble:
         """A new ensemble of other members, all else as it is here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -50,6 +50,10 @@ class Member:
     def num_parameters(self) -> int:
         """How many numbers the model's parameters hold; buffers do not count."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def with_model(self, model: nn.Module) -> Member:
+        """The same member with another model, which is not packed."""
+        return replace(self, model=model, packed=None)
 
     def to(self, device: torch.device | str) -> None:
         """Move the model to ``device``, in place."""

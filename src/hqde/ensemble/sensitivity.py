@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -60,7 +59,7 @@ def measure_sensitivity(
         by name, the geometric mean over the widths of divergence per squared error; at least a thousandth of
         the median.
     """
-    probe = replace(member, model=copy.deepcopy(member.model), packed=None)
+    probe = member.with_model(copy.deepcopy(member.model))
     alone = ensemble.with_members([probe])
     before = alone.predict_members(inputs)[0]
     found: dict[str, float] = {}
