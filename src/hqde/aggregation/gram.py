@@ -20,6 +20,9 @@ from hqde.errors import NonFiniteError
 # Columns per block. Shards of a distributed aggregation are cut at multiples of it.
 BLOCK = 1 << 14
 
+# Products that are held at once: those of a few blocks, so that the checks on them are made together.
+NUMBERS_AT_ONCE = 1 << 20
+
 # A pair is taken again when ‖x - r‖² + ‖y - r‖² exceeds this many times ‖x - y‖²: 16 roundings of float32
 # products, of about 2e-7 each, are the error that a squared distance may have.
 MAX_CANCELLATION = 16.0
@@ -58,10 +61,16 @@ def gram_parts(rows: Sequence[Tensor] | Tensor, *, first_block: int = 0) -> Gram
     parts: GramParts = {}
     work = torch.float64 if rows[0].dtype == torch.float64 else torch.float32
     space = torch.empty((len(rows) + 1) * min(BLOCK, len(rows[0])), dtype=work, device=rows[0].device)
-    for offset, begin in enumerate(range(0, max(1, len(rows[0])), BLOCK)):
-        columns = slice(begin, begin + BLOCK)
-        block = rows[:, columns] if isinstance(rows, Tensor) else [row[columns] for row in rows]
-        _insert(parts, (0, first_block + offset), _block_gram(block, space))
+    begins = range(0, max(1, len(rows[0])), BLOCK)
+    at_once = max(1, min(64, NUMBERS_AT_ONCE // len(rows) ** 2))
+    for first in range(0, len(begins), at_once):
+        wholes = [slice(begin, begin + BLOCK) for begin in begins[first : first + at_once]]
+        blocks = [
+            rows[:, columns] if isinstance(rows, Tensor) else [row[columns] for row in rows]
+            for columns in wholes
+        ]
+        for offset, matrix in enumerate(_block_grams(blocks, space)):
+            _insert(parts, (0, first_block + first + offset), matrix)
     return parts
 
 
@@ -110,6 +119,25 @@ def is_measurable(row: Tensor) -> bool:
     if row.dtype != torch.float64:
         return bool(torch.isfinite(row.sum())) or bool(torch.isfinite(row).all())
     return not len(row) or bool(row.abs().max() <= MAX_MAGNITUDE)
+
+
+def _block_grams(blocks: Sequence[Sequence[Tensor] | Tensor], space: Tensor) -> list[Tensor]:
+    """``_block_gram`` of every block; those that need nothing but the first product are checked together."""
+    num_rows = len(blocks[0])
+    inner = space.new_empty(len(blocks), num_rows, num_rows)
+    for place, block in zip(inner, blocks, strict=True):
+        _multiply(_points(block, range(num_rows + 1), 0, space), place)
+    found = torch.zeros(len(blocks), num_rows + 1, num_rows + 1, dtype=torch.float64)
+    found[:, 1:, 1:] = _mirrored(inner)
+    own = found.diagonal(dim1=1, dim2=2)
+    sums = own.unsqueeze(1) + own.unsqueeze(2)
+    close = _are_close(sums - 2.0 * found, sums, space.dtype)
+    close.diagonal(dim1=1, dim2=2).fill_(False)
+    settled = _are_in_range(own.amax(dim=1), space.dtype) & ~close.flatten(1).any(dim=1)
+    return [
+        matrix if done else _block_gram(block, space)
+        for matrix, done, block in zip(found, settled.tolist(), blocks, strict=True)
+    ]
 
 
 def _block_gram(block: Sequence[Tensor] | Tensor, space: Tensor) -> Tensor:
@@ -183,8 +211,7 @@ def _squares(products: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[list[in
     own = products.diagonal()
     sums = own.unsqueeze(0) + own.unsqueeze(1)
     squares = (sums - 2.0 * products).clamp_min_(0.0).fill_diagonal_(0.0)
-    close = squares * (MAX_CANCELLATION if dtype == torch.float32 else MAX_CANCELLATION_DOUBLE) < sums
-    close.fill_diagonal_(False)
+    close = _are_close(squares, sums, dtype).fill_diagonal_(False)
     return squares, _clusters(close) if bool(close.any()) else []
 
 
@@ -195,7 +222,7 @@ def _middle(squares: Tensor, cluster: list[int]) -> int:
 
 
 def _products(
-    block: Sequence[Tensor] | Tensor, members: list[int], reference: int, space: Tensor
+    block: Sequence[Tensor] | Tensor, members: Sequence[int], reference: int, space: Tensor
 ) -> Tensor | None:
     """Inner products ``(m, m)`` float64 of points minus the point at position ``reference``.
 
@@ -204,6 +231,21 @@ def _products(
     The reference itself becomes zero and is left out of the product: n rows and the origin make n × n
     products, which is faster by a quarter than n + 1 when n is a multiple of the processor's tiles.
     """
+    count = len(members)
+    points = _points(block, members, reference, space)
+    inner = _mirrored(_multiply(points, points.new_empty(count - 1, count - 1)))
+    found = inner.new_zeros(count, count)
+    before, after = slice(0, reference), slice(reference + 1, count)
+    found[before, before], found[after, after] = inner[before, before], inner[reference:, reference:]
+    if reference:
+        found[before, after], found[after, before] = inner[before, reference:], inner[reference:, before]
+    return found if count == 1 or bool(_are_in_range(found.diagonal().max(), space.dtype)) else None
+
+
+def _points(
+    block: Sequence[Tensor] | Tensor, members: Sequence[int], reference: int, space: Tensor
+) -> Tensor:
+    """Points minus the one at position ``reference``, which is left out: ``(m - 1, c)``, in ``space``."""
     origin, width, count = len(block), len(block[0]), len(members)
     points = space[: (count - 1) * width].view(count - 1, width)
     row = members[reference]
@@ -211,23 +253,47 @@ def _products(
     if isinstance(block, Tensor) and block.dtype == space.dtype and count == origin + 1 and row == 0:
         torch.sub(block[1:], centre, out=points[:-1])
         torch.neg(centre, out=points[-1])
-    else:
-        others = (member for member in members if member != row)
-        for point, member in zip(points, others, strict=True):
-            if member == origin:
-                torch.neg(centre, out=point)
-            else:
-                torch.sub(block[member].to(space.dtype), centre, out=point)
-    inner = torch.mm(points, points.T).double().cpu()
-    inner = torch.add(inner, inner.T).mul_(0.5)
-    found = inner.new_zeros(count, count)
-    before, after = slice(0, reference), slice(reference + 1, count)
-    found[before, before], found[after, after] = inner[before, before], inner[reference:, reference:]
-    if reference:
-        found[before, after], found[after, before] = inner[before, reference:], inner[reference:, before]
-    largest = float(found.diagonal().max()) if count > 1 else 0.0
-    low, high = FLOAT32_RANGE if space.dtype == torch.float32 else (0.0, 1e300)
-    return found if largest == 0.0 or low < largest < high else None  # None also when it is NaN
+        return points
+    others = (member for member in members if member != row)
+    for point, member in zip(points, others, strict=True):
+        if member == origin:
+            torch.neg(centre, out=point)
+        else:
+            torch.sub(block[member].to(space.dtype), centre, out=point)
+    return points
+
+
+def _multiply(points: Tensor, products: Tensor) -> Tensor:
+    """Inner products ``(m, m)``, all of them or, of many points, all but the lower left quarter."""
+    half = _half(len(points))
+    torch.mm(points[:half], points.T, out=products[:half])
+    if half < len(points):
+        torch.mm(points[half:], points[half:].T, out=products[half:, half:])
+    return products
+
+
+def _mirrored(products: Tensor) -> Tensor:
+    """What ``_multiply`` made, ``(…, m, m)``, as symmetric matrices in float64 on the CPU."""
+    half = _half(products.shape[-1])
+    products[..., half:, :half] = products[..., :half, half:].mT
+    wide = products.double().cpu()
+    return torch.add(wide, wide.mT).mul_(0.5)
+
+
+def _half(count: int) -> int:
+    """How many points are multiplied with all: half of them, in the tiles of processors, or all if few."""
+    return count if count < 32 else round(count / 32) * 16
+
+
+def _are_close(squares: Tensor, sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which squared distances are not to be trusted, for those of both points from the reference summed."""
+    return squares * (MAX_CANCELLATION if dtype == torch.float32 else MAX_CANCELLATION_DOUBLE) < sums
+
+
+def _are_in_range(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether products with these largest ones neither overflow nor vanish, and are no NaN."""
+    low, high = FLOAT32_RANGE if dtype == torch.float32 else (0.0, 1e300)
+    return (largest == 0.0) | ((low < largest) & (largest < high))
 
 
 def _clusters(close: Tensor) -> list[list[int]]:

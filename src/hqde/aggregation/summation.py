@@ -46,7 +46,8 @@ def combined_rows(rows: Sequence[Tensor] | Tensor, weights: Tensor) -> Tensor:
     """Σᵢ weightᵢ · rowᵢ as a matrix times a vector, block by block; sums are float32, or float64 if rows are.
 
     Twice to five times as fast as ``weighted_sum`` where the rows stand in one tensor. Partial sums over some
-    of the rows would not give the same bits, slices of columns that begin at multiples of ``BLOCK`` do.
+    of the rows would not give the same bits, slices of columns that begin at multiples of ``BLOCK`` do. What
+    a row of weight 0 holds makes no difference, even where it is NaN.
 
     Example:
         >>> combined_rows(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([0.5, 0.5]))
@@ -56,6 +57,7 @@ def combined_rows(rows: Sequence[Tensor] | Tensor, weights: Tensor) -> Tensor:
     work_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
     factors = weights.to(first.device, work_dtype)
     total = torch.empty_like(first, dtype=work_dtype, memory_format=torch.contiguous_format)
+    counting = factors.nonzero().flatten()
     in_place = isinstance(rows, Tensor) and rows.dtype == work_dtype and rows.stride(1) == 1
     spaces = local()  # a thread's own
 
@@ -69,7 +71,9 @@ def combined_rows(rows: Sequence[Tensor] | Tensor, weights: Tensor) -> Tensor:
             chunk = spaces.space[: len(rows) * width].view(len(rows), width)
             for place, row in zip(chunk, rows, strict=True):
                 place.copy_(row[columns])
-        torch.mv(chunk.T, factors, out=total[columns])
+        found = torch.mv(chunk.T, factors, out=total[columns])
+        if len(counting) < len(rows) and not bool(torch.isfinite(found.sum())):  # 0 · NaN is NaN
+            torch.mv(chunk[counting].T, factors[counting], out=found)
 
     over_columns(len(total), BLOCK, work)
     return total.to(first.dtype)

@@ -24,7 +24,7 @@ class WeighingRule(FaultBound):
 
 
 def sum_counting(rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
-    """Σᵢ weightᵢ · rowᵢ over rows whose weight is not 0; the others are not read.
+    """Σᵢ weightᵢ · rowᵢ over rows whose weight is not 0; the others are not read if they are the most.
 
     >>> sum_counting(torch.tensor([[1.0], [float("nan")]]), Decision(weights=torch.tensor([2.0, 0.0])))
     tensor([2.])
@@ -33,8 +33,9 @@ def sum_counting(rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
     counting = decision.weights.nonzero().flatten().tolist()
     if not counting:
         return torch.zeros_like(rows[0])
-    kept = rows if len(counting) == len(rows) else [rows[i] for i in counting]
-    return combined_rows(kept, decision.weights[counting])
+    if 2 * len(counting) >= len(rows):  # to pass over the others would cost more than to read them
+        return combined_rows(rows, decision.weights)
+    return combined_rows([rows[i] for i in counting], decision.weights[counting])
 
 
 def needed(gram: Tensor | None, rule: str) -> Tensor:

@@ -1,0 +1,48 @@
+"""Gram matrices: those of the blocks, exact where points are close, the same bits for any slicing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hqde.aggregation import gram
+from hqde.aggregation.gram import BLOCK, gram_matrix, gram_parts, merge_parts
+
+
+def rows_of_all_sorts(num_rows, num_blocks):
+    """Blocks of rows far from each other, then near each other, then tiny, then huge, and so on."""
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randn(num_rows, num_blocks * BLOCK + 33, generator=draws)
+    for block in range(num_blocks + 1):
+        columns = slice(block * BLOCK, (block + 1) * BLOCK)
+        if block % 4 == 1:  # near each other, far from the origin
+            rows[:, columns] = rows[0, columns] + 1e-4 * rows[:, columns]
+        elif block % 4 == 2:
+            rows[:, columns] *= 1e-18
+        elif block % 4 == 3:
+            rows[:, columns] *= 1e17
+    return rows
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 33, 40])
+def test_blocks_taken_together_have_the_bits_of_blocks_taken_one_by_one(num_rows, monkeypatch):
+    rows = rows_of_all_sorts(num_rows, 6)
+    together = gram_matrix(gram_parts(rows))
+    monkeypatch.setattr(gram, "NUMBERS_AT_ONCE", 1)
+    assert torch.equal(gram_matrix(gram_parts(rows)), together)
+    shards = [(rows[:, first * BLOCK :], first) for first in (4,)] + [(rows[:, : 4 * BLOCK].clone(), 0)]
+    parts = [gram_parts(list(shard), first_block=first) for shard, first in shards]
+    assert torch.equal(gram_matrix(merge_parts(parts)), together)
+
+
+@pytest.mark.parametrize("num_rows", [2, 5, 31, 32, 33, 70])
+@pytest.mark.parametrize("block", [0, 1, 2, 3])
+def test_distances_within_a_block_are_those_of_float64(num_rows, block):
+    rows = rows_of_all_sorts(num_rows, 3)[:, block * BLOCK : (block + 1) * BLOCK]
+    found = gram_matrix(gram_parts(rows))
+    assert torch.equal(found, found.T)
+    points = torch.cat([rows.double(), torch.zeros(1, rows.shape[1], dtype=torch.float64)])
+    own = found.diagonal()
+    squares = own.unsqueeze(0) + own.unsqueeze(1) - 2 * found
+    exact = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    torch.testing.assert_close(squares, exact, rtol=2e-5, atol=0.0)
