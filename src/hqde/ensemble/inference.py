@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -12,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hqde.ensemble.int8 import Int8Conv2d, quantise_convolutions
-from hqde.ensemble.max_pool import HalvingMaxPool, halves
+from hqde.ensemble.max_pool import HalvingMaxPool
 from hqde.errors import ConfigError, did_you_mean
+from hqde.models import called_once, halves
 
 InferencePrecision = Literal["fp32", "bf16", "int8"]
 
@@ -55,8 +55,9 @@ def ready_for_inference(
     if precision not in known:
         raise ConfigError(f"unknown precision '{precision}' of predictions; {did_you_mean(precision, known)}")
     ready = copy.deepcopy(model).eval()
-    graph = _traced(ready)
-    rectified = set() if graph is None else _fold_normalisations(ready, graph)
+    graph, layers = called_once(ready)
+    rectified = {str(node.target) for node in layers if _goes_to_relu(node, ready)}
+    _fold_normalisations(ready, layers)
     for name, module in list(ready.named_modules()):
         if type(module) is nn.MaxPool2d and halves(module) and name:
             ready.set_submodule(name, HalvingMaxPool(as_integers=precision != "fp32" and name in rectified))
@@ -67,7 +68,7 @@ def ready_for_inference(
                 f"torch.fx cannot trace {type(model).__name__}, so int8 does not know where its numbers go: "
                 "take 'bf16'"
             )
-        quantise_convolutions(ready, graph, run)
+        quantise_convolutions(ready, list(layers), run)
     if precision == "fp32":
         return ready
     return InBfloat16(ready, narrow_inputs=not _begins_with_levels(ready, graph))
@@ -92,42 +93,22 @@ class InBfloat16(nn.Module):
         return self.model(*map(_narrow, inputs), **{name: _narrow(value) for name, value in named.items()})
 
 
-def _traced(model: nn.Module) -> fx.Graph | None:
-    try:
-        return fx.Tracer().trace(model)
-    except Exception:  # noqa: BLE001 - it runs the user's code on stand-ins for values, which may raise anything
-        return None
-
-
-def _fold_normalisations(model: nn.Module, graph: fx.Graph) -> set[str]:
-    """Put convolutions with the normalisation in them in place, and nothing where that was.
-
-    Returns:
-        names of the modules whose output goes to a ReLU and nowhere else.
-    """
-    modules = dict(model.named_modules())
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    rectified = {
-        str(node.target)
-        for node in graph.nodes
-        if node.op == "call_module" and calls[node.target] == 1 and _goes_to_relu(node, modules)
-    }
-    for node in graph.nodes:
-        if node.op != "call_module" or type(modules[node.target]) not in NORMALISATIONS:
+def _fold_normalisations(model: nn.Module, layers: dict[fx.Node, nn.Module]) -> None:
+    """Put convolutions with the normalisation in them in place, and nothing where that was."""
+    for node, norm in layers.items():
+        before = node.args[0] if node.args else None
+        if not isinstance(norm, NORMALISATIONS) or not isinstance(before, fx.Node) or len(before.users) > 1:
             continue
-        before = node.args[0]
-        if before.op != "call_module" or type(modules[before.target]) not in CONVOLUTIONS:
-            continue
-        if len(before.users) > 1 or calls[before.target] > 1 or calls[node.target] > 1:
-            continue
-        model.set_submodule(before.target, fuse_conv_bn_eval(modules[before.target], modules[node.target]))
-        model.set_submodule(node.target, nn.Identity())
-    return rectified
+        convolution = layers.get(before)
+        plain = type(norm) in NORMALISATIONS and type(convolution) in CONVOLUTIONS
+        if plain and isinstance(convolution, CONVOLUTIONS):
+            model.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            model.set_submodule(str(node.target), nn.Identity())
 
 
-def _goes_to_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def _goes_to_relu(node: fx.Node, model: nn.Module) -> bool:
     users = [user for user in node.users if user.op == "call_module"]
-    return len(users) == len(node.users) == 1 and type(modules[str(users[0].target)]) is nn.ReLU
+    return len(users) == len(node.users) == 1 and type(model.get_submodule(str(users[0].target))) is nn.ReLU
 
 
 def _begins_with_levels(model: nn.Module, graph: fx.Graph | None) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,9 @@ class Int8Conv2d(nn.Module):
         return {**self.__dict__, "_packed": None}
 
 
-def quantise_convolutions(model: nn.Module, graph: fx.Graph, run: Callable[[nn.Module], object]) -> None:
+def quantise_convolutions(
+    model: nn.Module, called_once: Sequence[fx.Node], run: Callable[[nn.Module], object]
+) -> None:
     """Put an ``Int8Conv2d`` in place of every ``nn.Conv2d`` that is called once and pads with zeros.
 
     Between two of them that only a ReLU, 2 × 2 max-pools and dropout separate, levels are passed on as they
@@ -100,19 +101,14 @@ def quantise_convolutions(model: nn.Module, graph: fx.Graph, run: Callable[[nn.M
 
     Args:
         model: in evaluation mode, in float32; its layers are replaced.
-        graph: how data flow in it.
+        called_once: calls of its layers that are called at one place only.
         run: calls the model on rows like those to come, which gives the ranges of the convolutions' inputs.
 
     Raises:
         ConfigError: no such convolution, or a processor whose 8-bit sums overflow.
         NonFiniteError: a convolution got NaN or infinity.
     """
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    layers = {
-        node: model.get_submodule(str(node.target))
-        for node in graph.nodes
-        if node.op == "call_module" and calls[node.target] == 1
-    }
+    layers = {node: model.get_submodule(str(node.target)) for node in called_once}
     convolutions = {
         node: layer for node, layer in layers.items() if isinstance(layer, nn.Conv2d) and _can_be_int8(layer)
     }

@@ -34,10 +34,3 @@ class HalvingMaxPool(nn.Module):
         points = inputs.movedim(-3, -1)[..., :height, :width, :]  # contiguous where convolutions are fast
         lines = torch.maximum(points[..., 0::2, :, :], points[..., 1::2, :, :])
         return torch.maximum(lines[..., 0::2, :], lines[..., 1::2, :]).movedim(-1, -3)
-
-
-def halves(pool: nn.MaxPool2d) -> bool:
-    """Whether a ``HalvingMaxPool`` does the same."""
-    pairs = [v if isinstance(v, tuple) else (v, v) for v in (pool.kernel_size, pool.stride)]
-    plain = (pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices) == (0, 1, False, False)
-    return plain and pairs == [(2, 2), (2, 2)]

@@ -3,11 +3,13 @@
 from hqde.models.calling import ModelInputs, call_model
 from hqde.models.cnn import CNN
 from hqde.models.dropout import Dropout, draw_dropout_from, draw_mask, set_mask_source
+from hqde.models.max_pool import halves
 from hqde.models.mlp import MLP
 from hqde.models.normalization import NORMS
 from hqde.models.resnet import ResNet18
 from hqde.models.resolution import BUILT_IN, ModelFactory
 from hqde.models.spec import JSON, ModelSpec, model_spec
+from hqde.models.tracing import called_once
 
 __all__ = [
     "BUILT_IN",
@@ -21,8 +23,10 @@ __all__ = [
     "ModelSpec",
     "ResNet18",
     "call_model",
+    "called_once",
     "draw_dropout_from",
     "draw_mask",
+    "halves",
     "model_spec",
     "set_mask_source",
 ]

@@ -27,6 +27,7 @@ from hqde.errors import PreconditionError
 from hqde.models import ModelSpec, call_model, draw_dropout_from
 from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
+from hqde.training.norm_pool import fuse_norm_pools, norm_pools
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
 from hqde.training.order import Order, epoch_batches, progress_at
@@ -90,6 +91,7 @@ class Worker:
         self.device = torch.device(spec.device)
         with seeded(spec.seed, "worker", spec.worker_id, "build"):
             model = spec.model.build(dropout_rate=spec.dropout_rate)
+            self._to_fuse = norm_pools(model) if spec.device == "cpu" else []
         self.layout = Layout.of(model)
         self.model = model.to(self.device)
         if spec.recipe.channels_last:
@@ -122,6 +124,8 @@ class Worker:
         began, began_cpu = time.perf_counter(), None if processor is None else processor()
         spec = self.spec
         self._data_s = 0.0
+        fuse_norm_pools(self.model, self._to_fuse)  # not before: stacked workers need the layers as they were
+        self._to_fuse = []
         batches, tally = self.begin(order), Tally(self._rate(order.progress[0]))
         draw_dropout_from(self.dropping(order), self.model)
         path = ("worker", spec.worker_id, "round", order.round_index)

@@ -1,0 +1,153 @@
+"""Loops over images in NHWC order, compiled by numba: each reads an image once.
+
+Images are float32, or bfloat16 as the uint16 of their bits. Channels are the innermost loop, so that the
+compiler computes many of them at once; sums go over rows in order and are never reordered, so that results
+repeat. Floating-point rules are those of IEEE 754 but for fused products and sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+ROWS_AT_ONCE = 512  # summed in float32 before they join the total in float64
+
+compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+
+
+def number(stored: Any) -> Any:
+    """What is stored, as float32."""
+    raise NotImplementedError("for compiled code")
+
+
+def stored_like(value: Any, like: Any) -> Any:
+    """A float32, rounded to nearest even, as what ``like`` is stored as."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(number, inline="always")
+def _number(stored: Any) -> Any:
+    def widened(stored: Any) -> Any:
+        return np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
+
+    def same(stored: Any) -> Any:
+        return stored
+
+    return widened if isinstance(stored, types.Integer) else same
+
+
+@overload(stored_like, inline="always")
+def _stored_like(value: Any, like: Any) -> Any:  # noqa: ARG001
+    def rounded(value: Any, like: Any) -> Any:  # noqa: ARG001 - numba wants the same names
+        bits = np.float32(value).view(np.uint32)
+        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+        return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    def same(value: Any, like: Any) -> Any:  # noqa: ARG001
+        return np.float32(value)
+
+    return rounded if isinstance(like, types.Integer) else same
+
+
+@compiled
+def moments(rows: Any, sums: Any, squares: Any) -> None:
+    """Sums ``(c,)`` float64 of numbers minus the first row's, and of their squares, over rows ``(n, c)``."""
+    count, channels = rows.shape
+    part, part_of_squares = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+    origin = np.zeros(channels, np.float32)
+    for c in range(channels):
+        origin[c] = number(rows[0, c])
+    for begin in range(0, count, ROWS_AT_ONCE):
+        part[:] = 0.0
+        part_of_squares[:] = 0.0
+        for row in range(begin, min(begin + ROWS_AT_ONCE, count)):
+            for c in range(channels):
+                value = number(rows[row, c]) - origin[c]
+                part[c] += value
+                part_of_squares[c] += value * value
+        for c in range(channels):
+            sums[c] += np.float64(part[c])
+            squares[c] += np.float64(part_of_squares[c])
+
+
+@compiled
+def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any) -> None:
+    """``relu(max over 2 × 2 of (scale · x + shift))``: images ``(n, h, w, c)`` to ``(n, h // 2, w // 2, c)``.
+
+    ``chosen``, uint8 of that shape, gets where in its window the largest stands, row by row, the first of
+    equals; 4 where the ReLU lets nothing through.
+    """
+    count, height, width, channels = out.shape
+    zero = np.float32(0.0)
+    for n in range(count):
+        for h in range(height):
+            for w in range(width):
+                for c in range(channels):
+                    factor = scale[c]
+                    first = number(images[n, 2 * h, 2 * w, c]) * factor
+                    second = number(images[n, 2 * h, 2 * w + 1, c]) * factor
+                    third = number(images[n, 2 * h + 1, 2 * w, c]) * factor
+                    fourth = number(images[n, 2 * h + 1, 2 * w + 1, c]) * factor
+                    upper = second if second > first else first
+                    lower = fourth if fourth > third else third
+                    value = (lower if lower > upper else upper) + shift[c]
+                    above = np.uint8(1) if second > first else np.uint8(0)
+                    below = np.uint8(3) if fourth > third else np.uint8(2)
+                    where = below if lower > upper else above
+                    chosen[n, h, w, c] = np.uint8(4) if value <= zero else where
+                    value = zero if value < zero else value  # a NaN is not below 0 and stays one
+                    out[n, h, w, c] = stored_like(value, images[n, 0, 0, c])
+
+
+@compiled
+def pulls(images: Any, chosen: Any, gradients: Any, sums: Any, products: Any) -> None:
+    """Sums ``(c,)`` float64 of the gradients that pass the ReLU, and of these times what they reach."""
+    count, height, width, channels = chosen.shape
+    part, part_of_products = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+    zero = np.float32(0.0)
+    for n in range(count):
+        part[:] = 0.0
+        part_of_products[:] = 0.0
+        for h in range(height):
+            for w in range(width):
+                for c in range(channels):
+                    where = chosen[n, h, w, c]
+                    first, second = number(images[n, 2 * h, 2 * w, c]), number(images[n, 2 * h, 2 * w + 1, c])
+                    third = number(images[n, 2 * h + 1, 2 * w, c])
+                    fourth = number(images[n, 2 * h + 1, 2 * w + 1, c])
+                    above, below = second if where == 1 else first, fourth if where == 3 else third
+                    passes = number(gradients[n, h, w, c])
+                    passes = zero if where == 4 else passes
+                    part[c] += passes
+                    part_of_products[c] += passes * (below if where >= 2 else above)
+        for c in range(channels):
+            sums[c] += np.float64(part[c])
+            products[c] += np.float64(part_of_products[c])
+
+
+@compiled
+def pushed_back(
+    images: Any, chosen: Any, gradients: Any, scale: Any, constant: Any, slope: Any, found: Any
+) -> None:
+    """Gradients of the images: ``constant + slope · x``, and what comes back to the largest of each 2 × 2."""
+    count, height, width, channels = chosen.shape
+    zero = np.float32(0.0)
+    for n in range(count):
+        for h in range(height):
+            for w in range(width):
+                for place in range(4):  # a loop for each: with more memory to tell apart none is vectorised
+                    row, column = 2 * h + place // 2, 2 * w + place % 2
+                    for c in range(channels):
+                        back = number(gradients[n, h, w, c]) * scale[c]
+                        back = back if chosen[n, h, w, c] == place else zero
+                        value = constant[c] + slope[c] * number(images[n, row, column, c]) + back
+                        found[n, row, column, c] = stored_like(value, images[n, 0, 0, c])
+    for n in range(count):  # what no window covers: the last row and column of odd sides
+        for h in range(images.shape[1]):
+            for w in range(0 if h >= 2 * height else 2 * width, images.shape[2]):
+                for c in range(channels):
+                    value = constant[c] + slope[c] * number(images[n, h, w, c])
+                    found[n, h, w, c] = stored_like(value, images[n, 0, 0, c])

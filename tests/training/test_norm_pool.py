@@ -1,0 +1,166 @@
+"""Batch normalisation, pool and ReLU in one: what the three compute one after the other, but for rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hqde.models import model_spec
+from hqde.training.norm_pool import NormPoolReLU, fuse_norm_pools, norm_pools
+
+
+def some_norm(channels):
+    norm = nn.BatchNorm2d(channels)
+    nn.init.uniform_(norm.weight, -1.0, 2.0)  # some below 0: the least of a window wins
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def some_images(shape, dtype, *, mean=3.0):
+    images = (torch.randn(shape) * 2 + mean).to(dtype)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def trained(layer, images, gradient):
+    """What a layer gives, and everything that it sends back and keeps."""
+    inputs = images.clone().requires_grad_()
+    out = layer(inputs)
+    out.backward(gradient.to(out.dtype))
+    return [out, inputs.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
+
+
+class OneByOne(nn.BatchNorm2d):
+    """The oracle: PyTorch's own operations."""
+
+    def forward(self, inputs):
+        return functional.relu(functional.max_pool2d(super().forward(inputs), 2))
+
+
+def one_by_one(norm, dtype):
+    layer = OneByOne(norm.num_features)
+    layer.load_state_dict(norm.state_dict())
+    return layer.to(dtype)
+
+
+def error(found, exact):
+    found, exact = found.detach().double(), exact.detach().double()
+    return float((found - exact).norm() / exact.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize("shape", [(32, 16, 12, 12), (3, 5, 7, 9), (1, 2, 2, 3), (8, 33, 4, 4)])
+def test_it_is_what_float64_gives(dtype, tolerance, shape):
+    torch.manual_seed(1)
+    norm, images = some_norm(shape[1]), some_images(shape, dtype)
+    gradient = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2).to(dtype)
+    exact = trained(one_by_one(norm, torch.float64), images.double(), gradient)
+    layer = NormPoolReLU(norm)
+    found = trained(layer, images, gradient)
+    assert found[0].dtype == found[1].dtype == dtype
+    assert layer.num_batches_tracked == 1
+    for one, other in zip(found, exact, strict=True):
+        assert error(one, other) < tolerance
+
+
+def test_a_mean_far_from_0_costs_no_accuracy():
+    torch.manual_seed(1)
+    norm, images = some_norm(4), some_images((64, 4, 8, 8), torch.float32, mean=1e4)
+    gradient = torch.randn(64, 4, 4, 4)
+    exact = trained(one_by_one(norm, torch.float64), images.double(), gradient)
+    for one, other in zip(trained(NormPoolReLU(norm), images, gradient), exact, strict=True):
+        assert error(one, other) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equals_the_first_gets_the_gradient_as_in_pytorch(dtype):
+    norm, images = nn.BatchNorm2d(1), torch.ones(2, 1, 2, 2)
+    images[1] = torch.tensor([[0.0, 2.0], [2.0, 2.0]])
+    images = images.to(dtype).contiguous(memory_format=torch.channels_last)
+    nn.init.constant_(norm.bias, 2.0)
+    gradient = torch.ones(2, 1, 1, 1)
+    exact = trained(one_by_one(norm, torch.float64), images.double(), gradient)
+    found = trained(NormPoolReLU(norm), images, gradient)
+    torch.testing.assert_close(found[1].double(), exact[1], rtol=0.02, atol=1e-3)
+
+
+def test_a_nan_stays_one():
+    images = some_images((2, 3, 4, 4), torch.bfloat16)
+    images[0, 1, 0, 0] = torch.nan
+    out = NormPoolReLU(nn.BatchNorm2d(3))(images)
+    assert out[:, 1].isnan().all()
+    assert out[:, [0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.randn(4, 3, 6, 6),  # not channels-last
+        torch.randn(4, 3, 6, 6).double().contiguous(memory_format=torch.channels_last),
+    ],
+    ids=["layout", "dtype"],
+)
+def test_where_it_does_not_apply_pytorch_does_it(images):
+    norm = some_norm(3).to(images.dtype)
+    gradient = torch.randn(4, 3, 3, 3)
+    exact = trained(one_by_one(norm, images.dtype), images, gradient)
+    assert all(map(torch.equal, trained(NormPoolReLU(norm), images, gradient), exact))
+
+
+def test_evaluation_uses_what_was_kept():
+    norm, images = some_norm(3), some_images((4, 3, 6, 6), torch.float32)
+    layer, exact = NormPoolReLU(copy.deepcopy(norm)).eval(), one_by_one(norm, torch.float32).eval()
+    assert torch.equal(layer(images), exact(images))
+
+
+def test_layers_in_a_row_are_fused_in_either_order_and_share_their_parameters():
+    for middle in ([nn.ReLU(), nn.MaxPool2d(2)], [nn.MaxPool2d(2), nn.ReLU()]):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), *middle, nn.Flatten())
+        before, parameters = {**model.state_dict()}, list(model.parameters())
+        fuse_norm_pools(model, norm_pools(model))
+        assert isinstance(model[1], NormPoolReLU)
+        assert model.training
+        assert list(model.state_dict()) == list(before)
+        assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+        assert model.state_dict()["1.running_mean"].data_ptr() == before["1.running_mean"].data_ptr()
+
+
+class Tapped(nn.Module):
+    """Looks at what the normalisation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.relu, self.pool = nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.pool(self.relu(x)).sum() + x.mean()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tapped(),
+        nn.Sequential(nn.BatchNorm2d(4), nn.MaxPool2d(3), nn.ReLU()),
+        nn.Sequential(nn.BatchNorm2d(4), nn.MaxPool2d(2, padding=1), nn.ReLU()),
+        nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.MaxPool2d(2)),
+    ],
+    ids=["tapped", "3x3", "padded", "two ReLUs", "bare", "no momentum"],
+)
+def test_what_is_not_in_a_row_is_left_alone(model):
+    assert norm_pools(model) == []
+
+
+def test_the_cnn_has_three():
+    model = model_spec("cnn", input_shape=(3, 32, 32), num_outputs=10).build()
+    exact = copy.deepcopy(model)
+    fuse_norm_pools(model, norm_pools(model))
+    assert sum(isinstance(layer, NormPoolReLU) for layer in model.modules()) == 3
+    images = some_images((8, 3, 32, 32), torch.float32)
+    found, expected = model.eval()(images), exact.eval()(images)
+    torch.testing.assert_close(found, expected)
