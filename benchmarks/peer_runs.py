@@ -10,6 +10,7 @@ wrote the rows and the settings to TASK.pt.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import multiprocessing
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Task = dict[str, Any]
+Rows = dict[str, tuple[Tensor, Tensor]]
 
 
 def build(task: Task) -> nn.Module:
@@ -37,7 +40,7 @@ def build(task: Task) -> nn.Module:
     return CNN(shape, 10) if task["model"] == "cnn" else MLP(shape, 10, hidden=task["hidden"])
 
 
-def prepared(task: Task) -> dict[str, tuple[Tensor, Tensor]]:
+def prepared(task: Task) -> Rows:
     """Rows as a plain loop wants them: float, mean 0 and deviation 1 by channel."""
     images = task["train"][0].float()
     dims = (0, 2, 3)
@@ -60,7 +63,7 @@ def accuracy(pooled: Tensor, labels: Tensor) -> float:
     return float((pooled.argmax(1) == labels).float().mean())
 
 
-def train_member(task: Task, rows: dict[str, tuple[Tensor, Tensor]], seed: int) -> nn.Module:
+def train_member(task: Task, rows: Rows, seed: int) -> nn.Module:
     """What anybody would write: AdamW, warm-up and cosine, clipping, the validation rows every epoch."""
     torch.manual_seed(seed)
     model, (images, labels) = build(task), rows["train"]
@@ -108,6 +111,29 @@ def measured(task: Task, train: Callable[[], Callable[[], Tensor]]) -> dict[str,
     }
 
 
+def own_usage() -> dict[str, float]:
+    """What the calling process took so far; processes that are not children send it home."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "process": os.getpid(),
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "peak_rss_bytes": used.ru_maxrss * 1024,
+    }
+
+
+def with_usage(found: dict[str, float], usages: list[dict[str, float]]) -> dict[str, float]:
+    """Figures of a contender that trains in Ray's processes, which are not children of the calling one.
+
+    The peak is that of the calling process and of those in `usages`: Ray's own are left out, and so are
+    children, since a process that starts from a large one is told to have had that one's peak.
+    """
+    last = {usage["process"]: usage for usage in sorted(usages, key=lambda usage: usage["cpu_s"])}.values()
+    return found | {
+        "cpu_s": found["cpu_s"] + sum(usage["cpu_s"] for usage in last),
+        "peak_rss_bytes": sum(usage["peak_rss_bytes"] for usage in (own_usage(), *last)),
+    }
+
+
 def _processor_s() -> float:
     """Processor time so far, of ended child processes too."""
     return sum(
@@ -116,29 +142,46 @@ def _processor_s() -> float:
     )
 
 
+def seeds_of(task: Task, seed: int) -> list[int]:
+    """A seed for each member."""
+    return [1000 * seed + member for member in range(task["members"])]
+
+
+def predictor(models: list[nn.Module], images: Tensor) -> Callable[[], Tensor]:
+    """A function that returns the members' mean probabilities, ``(n, classes)``."""
+    return lambda: torch.stack([probabilities(model, images) for model in models]).mean(0)
+
+
 def plain(task: Task, seed: int) -> dict[str, float]:
     """A plain PyTorch loop over the members, with all threads."""
 
     def train() -> Callable[[], Tensor]:
         rows = prepared(task)
-        models = [train_member(task, rows, 1000 * seed + member) for member in range(task["members"])]
-        return lambda: torch.stack([probabilities(model, rows["test"][0]) for model in models]).mean(0)
+        models = [train_member(task, rows, each) for each in seeds_of(task, seed)]
+        return predictor(models, rows["test"][0])
 
     return measured(task, train)
 
 
-_ROWS: dict[str, tuple[Tensor, Tensor]] = {}
-_TASK: Task = {}
+@cache
+def _opened(path: str) -> tuple[Task, Rows]:
+    """The task and its prepared rows, once in a process."""
+    task: Task = torch.load(path)
+    return task, prepared(task)
 
 
-def _prepare_process(path: str) -> None:
+def state_of_member(path: str, seed: int) -> dict[str, Tensor]:
+    """The weights of one member, trained with one thread in the process that calls this."""
     torch.set_num_threads(1)
-    _TASK.update(torch.load(path))
-    _ROWS.update(prepared(_TASK))
+    return train_member(*_opened(path), seed).state_dict()
 
 
-def _in_process(seed: int) -> dict[str, Tensor]:
-    return train_member(_TASK, _ROWS, seed).state_dict()
+def predictor_of_states(task: Task, states: list[dict[str, Tensor]]) -> Callable[[], Tensor]:
+    """The same prediction as the plain loop's, from weights that other processes trained."""
+    models = [build(task) for _ in states]
+    for model, state in zip(models, states, strict=True):
+        model.load_state_dict(state)
+    return predictor(models, prepared(task)["test"][0])
 
 
 def processes(task: Task, seed: int) -> dict[str, float]:
@@ -146,17 +189,16 @@ def processes(task: Task, seed: int) -> dict[str, float]:
 
     def train() -> Callable[[], Tensor]:
         context = multiprocessing.get_context("spawn")
-        seeds = [1000 * seed + member for member in range(task["members"])]
-        cores = len(os.sched_getaffinity(0))
-        with ProcessPoolExecutor(cores, context, _prepare_process, (task["path"],)) as pool:
-            states = list(pool.map(_in_process, seeds))
-        models = [build(task) for _ in states]
-        for model, state in zip(models, states, strict=True):
-            model.load_state_dict(state)
-        rows = prepared(task)
-        return lambda: torch.stack([probabilities(model, rows["test"][0]) for model in models]).mean(0)
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
+            states = list(pool.map(partial(state_of_member, task["path"]), seeds_of(task, seed)))
+        return predictor_of_states(task, states)
 
     return measured(task, train)
+
+
+def elsewhere(package: str) -> Callable[[Task, int], dict[str, float]]:
+    """A contender in a module of its own, `peer_PACKAGE.py`, that is imported when it runs."""
+    return lambda task, seed: importlib.import_module(f"peer_{package}").run(task, seed)
 
 
 class Model(nn.Module):
@@ -247,6 +289,8 @@ CONTENDERS: dict[str, Callable[[Task, int], dict[str, float]]] = {
     "processes": processes,
     "torchensemble": torchensemble,
     "torchensemble-2": lambda task, seed: torchensemble(task, seed, jobs=2),
+    "flower": elsewhere("flower"),
+    "ray-train": elsewhere("ray_train"),
     "hqde": hqde,
     "hqde-bf16": lambda task, seed: hqde(task, seed, precision="bf16-mixed"),
     "hqde-vectorised": lambda task, seed: hqde(task, seed, backend="vectorised"),
@@ -263,7 +307,13 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     task = torch.load(arguments.task) | {"path": arguments.task}
-    print(json.dumps(CONTENDERS[arguments.contender](task, arguments.seed)), flush=True)
+    try:
+        found = CONTENDERS[arguments.contender](task, arguments.seed)
+    except ImportError as error:
+        missing = " ".join(str(error).split()).rstrip(".")
+        print(f"{missing}: {sys.executable} lacks what docs/benchmarks.md says to install", file=sys.stderr)
+        return 2
+    print(json.dumps(found), flush=True)
     return 0
 
 

@@ -9,8 +9,9 @@ machine that is slower at noon is so for all. Figures are medians over the repea
 `--out` as they come, and a second call goes on where the first stopped.
 
 The task `cnn` is 4 members of `cnn` on CIFAR-10 (20 000 images, batch 128), `mlp` 16 members of `mlp` on the
-digits. TorchEnsemble is used where it is installed, or by `--python PATH` of an environment that has it; the
-first HQDE (0.1.5) only by `--first-hqde PATH`.
+digits. Without `--data`, `cnn` is trained on random images of the same shape, so its accuracy is chance.
+TorchEnsemble is used where it is installed, or by `--python PATH` of an environment that has it; Flower
+likewise, by `--flower PATH` or `--python PATH`; the first HQDE (0.1.5) only by `--first-hqde PATH`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +31,7 @@ from typing import Any
 import torch
 
 from hqde.backends import usable_cores
-from hqde.data import Splits, load_splits
+from hqde.data import Splits, TensorExamples, load_splits, make_splits
 from hqde.errors import HqdeError
 from hqde.rounds.run_directory import write_text
 
@@ -43,6 +45,8 @@ NAMES = {
     "processes": "the same, a process per core",
     "torchensemble": "TorchEnsemble, `n_jobs=1`",
     "torchensemble-2": "TorchEnsemble, `n_jobs=2`",
+    "flower": "Flower, simulation",
+    "ray-train": "Ray Train",
     "first-hqde": "the first HQDE (0.1.5)",
     "hqde": "HQDE, `local`",
     "hqde-bf16": "HQDE, `local`, bf16",
@@ -114,23 +118,38 @@ def table(results: dict[str, dict[str, float]], prefix: str) -> str:
 def arguments_of(argv: list[str] | None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="cifar10:DIR, for the task cnn")
+    parser.add_argument("--data", help="cifar10:DIR, for the task cnn; left out, random images")
     parser.add_argument("--task", choices=list(TASKS), default="cnn")
     parser.add_argument("--contenders", nargs="+", choices=list(NAMES))
     parser.add_argument("--images", type=int, help="training images")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--members", type=int)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--python", help="an environment's python for TorchEnsemble")
+    parser.add_argument("--python", help="an environment's python for TorchEnsemble and Flower")
+    parser.add_argument("--flower", help="an environment's python for Flower, if another")
     parser.add_argument("--first-hqde", help="an environment's python that has hqde==0.1.5")
     parser.add_argument("--out", type=Path, default=Path("peers.json"))
     return parser.parse_args(argv)
+
+
+def random_splits(images: int) -> Splits:
+    """Random images of CIFAR-10's shape; a tenth are validation rows here too."""
+    draws = torch.Generator().manual_seed(0)
+
+    def rows(count: int) -> TensorExamples:
+        pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draws)
+        return TensorExamples(pixels, torch.arange(count) % 10)
+
+    held_out, test = rows(round(images / 9)), rows(max(images // 5, 100))
+    return make_splits("random", rows(images), validation=held_out, test=test, task="classification")
 
 
 def splits_for(task: dict[str, Any], data: str | None) -> Splits:
     """The rows of a task, a tenth of the training rows held out."""
     if task["model"] == "mlp":
         return load_splits("digits")
+    if data is None:
+        return random_splits(task["images"])
     return load_splits(data, max_train=round(task["images"] / 0.9), validation_fraction=0.1)
 
 
@@ -139,20 +158,26 @@ def main(argv: list[str] | None = None) -> int:
     given = arguments_of(argv)
     changes = {name: getattr(given, name) for name in ("images", "epochs", "members")}
     task = TASKS[given.task] | {name: value for name, value in changes.items() if value is not None}
-    if given.task == "cnn" and given.data is None:
-        print("peers: give the folder of CIFAR-10 with --data cifar10:DIR; nothing was measured")
-        return 0
+    stand_in = given.task == "cnn" and given.data is None
+    if stand_in:
+        print("peers: no --data: random images of CIFAR-10's shape stand in, the accuracy is chance")
     contenders = given.contenders or [
         name
         for name in NAMES
         if (name != "first-hqde" or given.first_hqde)
+        and (name != "flower" or given.flower or given.python or find_spec("flwr"))
         and not (given.task == "mlp" and name in ("hqde-bf16", "hqde-ray-bf16"))
         and not (given.task == "cnn" and name == "hqde-vectorised")
     ]
-    pythons = {"torchensemble": given.python, "first-hqde": given.first_hqde}
+    pythons = {
+        "torchensemble": given.python,
+        "flower": given.flower or given.python,
+        "first-hqde": given.first_hqde,
+    }
     pythons = {name: path for name, path in pythons.items() if path}
     results = json.loads(given.out.read_text()) if given.out.exists() else {}
-    prefix = f"{given.task}/{task['members']}x{task['images'] or 'all'}x{task['epochs']}"
+    kind = f"{given.task}-random" if stand_in else given.task
+    prefix = f"{kind}/{task['members']}x{task['images'] or 'all'}x{task['epochs']}"
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "task.pt"
