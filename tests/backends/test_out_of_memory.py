@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hqde.backends import Failure, VectorisedBackend
+from hqde.backends import Failure, LocalBackend, VectorisedBackend
 from hqde.errors import HqdeError, OutOfMemoryError
 from hqde.rounds import Engine, RoundLog
 from hqde.testing import orders_of, small_experiment
 from hqde.training import Recipe, is_out_of_memory, stacking
+from hqde.training.worker import Worker
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
@@ -238,3 +239,23 @@ def test_errors_that_are_not_of_memory_stay_failures(monkeypatch):
         ("raised", "RuntimeError: shapes cannot be multiplied")
     ] * 4
     assert not is_out_of_memory(ValueError(CPU))
+
+
+def test_local_workers_side_by_side_become_fewer_after_the_round(monkeypatch):
+    setting = experiment()
+    backend = LocalBackend(lanes=4, threads=1)
+    step = Worker._step
+
+    def short(worker, *rest, **named):
+        if backend.seating.lanes > 2 and worker.spec.worker_id in (1, 3):
+            raise ERRORS[1]
+        return step(worker, *rest, **named)
+
+    monkeypatch.setattr(Worker, "_step", short)
+    backend.start(setting.worker_specs(), setting.splits.train)
+    failed = [o for o in backend.train(orders_of(setting)) if isinstance(o, Failure)]
+    assert sorted((o.worker_id, o.kind) for o in failed) == [(1, "memory"), (3, "memory")]
+    assert all(o.reason.endswith("; from now on 2 worker(s) at a time") for o in failed)
+    assert backend.seating.lanes == 2
+    assert not any(isinstance(o, Failure) for o in backend.train(orders_of(setting, 2)))
+    backend.close()
