@@ -63,6 +63,10 @@ class QuorumError(HqdeError, RuntimeError):
         self.required = required
 
 
+class OutOfMemoryError(HqdeError, MemoryError):
+    """What is to be trained at a time needs more memory than there is."""
+
+
 class MissingExtraError(HqdeError, ImportError):
     """An optional dependency is not installed. Attribute: ``extra``."""
 

@@ -81,13 +81,21 @@ def test_a_worker_that_fails_every_time_is_excluded_with_the_reason(on_ray, tmp_
     assert result.state.totals.excluded == 1
 
 
-def test_out_of_memory_means_fewer_workers_at_a_time(on_ray, tmp_path, runs, undisturbed):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes"),
+    ],
+    ids=["CUDA", "CPU"],
+)
+def test_out_of_memory_means_fewer_workers_at_a_time(on_ray, tmp_path, runs, undisturbed, error):
     from hqde.backends.on_ray import RayBackend, WorkerActor
 
     class RunsOutOnce(WorkerActor):
         def _train(self, worker, order, bounds):
             if order.worker_id == 0 and order.round_index == 1 and order.attempt == 0:
-                raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+                raise error
             return super()._train(worker, order, bounds)
 
     result, recorder = runs.run(RayBackend(threads=1, actor_class=RunsOutOnce), runs.experiment())

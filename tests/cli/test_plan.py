@@ -6,6 +6,11 @@ import json
 import tomllib
 
 import pytest
+import torch
+
+from hqde.planning import Candidate
+from hqde.planning import plan as planning
+from hqde.training import stacking
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +45,52 @@ def test_auto_trains_the_planned_way_and_tells_both_times(hqde, table, tmp_path)
     assert run["threads"] >= 1
     resumed = hqde("train", "--resume", "--out", "run", "--backend", "auto")
     assert resumed.code == 0, resumed.err
+
+
+def only_so_many_at_a_time(monkeypatch, fits):
+    def short(run, step, group, *rest):
+        if len(group) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        update(run, step, group, *rest)
+
+    update = stacking._Round._update
+    monkeypatch.setattr(stacking._Round, "_update", short)
+
+
+def test_plan_says_which_stack_there_was_memory_for_and_auto_takes_it(hqde, table, tmp_path, monkeypatch):
+    only_so_many_at_a_time(monkeypatch, 2)
+    stacked = Candidate("vectorised", 1, 1, "fp32")
+    monkeypatch.setattr(planning, "candidates_for", lambda *_, **__: (stacked,))
+    arguments = ("--data", table, "--workers", 4, "--epochs", 1)
+    done = hqde("plan", *arguments)
+    assert done.code == 0, done.err
+    assert "tried vectorised, 1 lane of 1 thread, stacks of 2, fp32" in done.err
+    assert f"{stacked.name} ran out of memory; vectorised, 1 lane of 1 thread, stacks of 2" in done.out
+    assert "--set run.stacked=2" in done.out
+    done = hqde("train", *arguments, "--backend", "auto", "--out", "run")
+    assert done.code == 0, done.err
+    assert "ran out of memory; vectorised" in done.err
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["run"]["stacked"] == 2
+    assert not (tmp_path / "run" / "events.jsonl").exists()
+
+
+def test_a_run_that_backs_off_says_so_once_and_one_that_cannot_ends_with_the_cure(
+    hqde, table, tmp_path, monkeypatch
+):
+    arguments = ("train", "--data", table, "--workers", 4, "--epochs", 2, "--backend", "vectorised")
+    with monkeypatch.context() as patch:
+        only_so_many_at_a_time(patch, 1)
+        done = hqde(*arguments, "--set", "run.lanes=1", "--out", "smaller")
+    assert done.code == 0, done.err
+    assert done.err.count("backed_off: a step of 4 worker(s)") == 1
+    [line] = (tmp_path / "smaller" / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["kind"] == "backed_off"
+    assert "backed off" in (tmp_path / "smaller" / "report.html").read_text()
+    only_so_many_at_a_time(monkeypatch, 0)
+    done = hqde(*arguments, "--out", "none")
+    assert done.code == 2
+    assert "lower training.batch_size" in done.err.strip().splitlines()[-1]
+    assert "Traceback" not in done.err
 
 
 def test_auto_elsewhere_says_what_to_do(hqde, table):

@@ -11,7 +11,7 @@ from torch import nn
 
 from hqde.backends import LocalBackend
 from hqde.data import Iid
-from hqde.errors import WorkerError
+from hqde.errors import OutOfMemoryError, WorkerError
 from hqde.models import ModelSpec
 from hqde.planning import Candidate, PlanCache, Probe, RunPlanner, candidates_for, probe
 from hqde.planning import cache as caching
@@ -20,6 +20,7 @@ from hqde.planning.cache import plan_key
 from hqde.rounds import GroupSettings, Privacy
 from hqde.testing import small_experiment
 from hqde.topology import Topology
+from hqde.training import Stack
 
 SLOW = Candidate("local", 1, 2, "fp32")
 QUICK = Candidate("local", 2, 1, "fp32")
@@ -145,6 +146,43 @@ def test_one_that_runs_out_of_memory_is_not_taken(monkeypatch):
     found = [probe(way, experiment()) for way in (SLOW, QUICK)]
     assert found[0].problem == ""
     assert found[1].problem == "out of memory: MemoryError: cannot allocate 9 GiB"
+
+
+def test_a_stack_that_runs_out_of_memory_becomes_a_smaller_one(monkeypatch, tmp_path):
+    def short(stack, orders, **named):
+        if len(orders) > 2:
+            raise OutOfMemoryError(f"{len(orders)} are too many")
+        return train_round(stack, orders, **named)
+
+    train_round = Stack.train_round
+    monkeypatch.setattr(Stack, "train_round", short)
+    stacked = Candidate("vectorised", 1, 1, "fp32")
+    found = probe(stacked, experiment())
+    assert found.problem == ""
+    assert found.samples_per_s > 0
+    assert found.candidate == replace(stacked, stacked=2)
+    assert found.candidate.name == "vectorised, 1 lane of 1 thread, stacks of 2, fp32"
+    assert found.candidate.settings()["run.stacked"] == 2
+    assert found.candidate.make_backend().at_a_time == 2
+    assert found.note == f"{stacked.name} ran out of memory; {found.candidate.name} does not"
+    assert Probe.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    monkeypatch.setattr(planning, "candidates_for", lambda *_, **__: (SLOW, stacked))
+    told = {SLOW: Probe(SLOW, 1.0, None, (found.losses[0],)), stacked: found}
+    monkeypatch.setattr(planning, "probe", lambda candidate, _: told[candidate])
+    plan = RunPlanner(PlanCache(tmp_path / "plans.json")).plan(experiment())
+    assert plan.chosen == found.candidate
+    assert plan.notes == (found.note,)
+    assert RunPlanner(PlanCache(tmp_path / "plans.json")).plan(experiment()).notes == plan.notes
+
+
+def test_a_stack_that_never_fits_is_given_up(monkeypatch):
+    def short(stack, orders, **_):
+        raise OutOfMemoryError(f"{len(orders)} are too many")
+
+    monkeypatch.setattr(Stack, "train_round", short)
+    found = probe(Candidate("vectorised", 1, 1, "fp32"), experiment())
+    assert found.samples_per_s is None
+    assert found.problem.startswith("out of memory: OutOfMemoryError: 1 are too many, and there is nothing")
 
 
 def test_a_model_that_bears_no_bfloat16_is_trained_in_float32():

@@ -12,7 +12,7 @@ from hqde.aggregation import Combination, Combined, Delta, Rule, Update
 from hqde.data import Examples
 from hqde.ensemble import Ensemble
 from hqde.monitoring import SystemMetrics
-from hqde.training import Order, WorkerSpec, WorkerState
+from hqde.training import Order, WorkerSpec, WorkerState, is_out_of_memory
 from hqde.weights import Layout, Weights
 
 
@@ -35,9 +35,10 @@ class Failure:
 
     @classmethod
     def of(cls, order: Order, error: Exception) -> Failure:
-        """An order in which the model or the data raised."""
+        """An order in which the model or the data raised, or that there was no memory for."""
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return cls(order.worker_id, order.round_index, order.attempt, reason)
+        kind: Literal["raised", "memory"] = "memory" if is_out_of_memory(error) else "raised"
+        return cls(order.worker_id, order.round_index, order.attempt, reason, kind)
 
 
 Outcome = Update | Failure
@@ -57,6 +58,10 @@ class Supervisor(Protocol):
 
     def on_repair(self, round_index: int, reason: str) -> None:
         """Copies that were lost or damaged have been made anew."""
+        ...
+
+    def on_back_off(self, round_index: int, reason: str) -> None:
+        """There was not enough memory, and fewer workers train at a time from now on."""
         ...
 
     def retries(self, failure: Failure) -> bool:

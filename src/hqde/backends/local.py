@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -25,6 +26,9 @@ class LocalBackend:
 
     On CPUs they train side by side, each in a thread of its own, where there are several workers and cores.
     The bits are those of one after the other, for any number of lanes. On a GPU they train in turn.
+
+    A worker whose round runs out of memory beside others fails in that round, for it cannot be put back; from
+    the next round on there are half as many at a time.
 
     Args:
         lanes: workers side by side; 0 takes as many as there are cores for.
@@ -105,8 +109,17 @@ class LocalBackend:
             board.steps[worker_id] = (done, total)
 
         tasks = [partial(self._outcome, order, partial(note, order.worker_id), turns) for order in orders]
+        fewer = max(1, min(self.seating.lanes, len(orders)) // 2)
+        short = False
         with turns:
-            yield from lanes.run(tasks, meanwhile=None if on_step is None else tell)
+            for outcome in lanes.run(tasks, meanwhile=None if on_step is None else tell):
+                if isinstance(outcome, Failure) and outcome.kind == "memory":
+                    short = True
+                    told = f"{outcome.reason}; from now on {fewer} worker(s) at a time"
+                    outcome = replace(outcome, reason=told)
+                yield outcome
+        if short:
+            self.seating = replace(self.seating, lanes=fewer)
 
     def _outcome(
         self, order: Order, report: Callable[[int, int], None] | None, turns: Turns | None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import psutil
@@ -16,11 +18,28 @@ from hqde.backends.lanes import Board, Lanes
 from hqde.backends.local import LocalBackend
 from hqde.backends.wrapping import WrappedBackend
 from hqde.data import Examples, reads_side_by_side
-from hqde.errors import ConfigError, HqdeError, PreconditionError
-from hqde.training import Order, Stack, Worker, WorkerSpec, step_bytes
+from hqde.errors import ConfigError, HqdeError, OutOfMemoryError, PreconditionError
+from hqde.training import Order, Stack, Worker, WorkerSpec, is_out_of_memory, step_bytes
 
 # Share of the free memory that the stacks may take.
 MEMORY_SHARE = 0.5
+
+
+@dataclass
+class _Pass:
+    """What became of a stack's orders.
+
+    Attributes:
+        left: those not carried out yet.
+        outcomes: of the others.
+        too_many: workers that there was no memory for at a time; 0 if there was for all.
+        problem: what was said then.
+    """
+
+    left: list[Order]
+    outcomes: list[Outcome] = field(default_factory=list)
+    too_many: int = 0
+    problem: str = ""
 
 
 class VectorisedBackend(WrappedBackend):
@@ -34,10 +53,18 @@ class VectorisedBackend(WrappedBackend):
     A model must do with its own inputs alone: what draws from global random generators, branches on values or
     keeps state outside of its buffers is refused, or computes something else.
 
+    Where a step runs out of memory, half as many workers are trained at a time from then on, down to one in
+    each lane, and then in half as many lanes. Orders that there was no memory for are carried out again from
+    their starts, and the supervisor is told.
+
     Args:
         lanes: stacks side by side on CPUs; 0 takes as many as there are cores for.
         threads: torch threads of each; 0 shares the cores out.
         stacked: workers in a stack at most; 0 takes as many as the memory is enough for.
+
+    Attributes:
+        at_a_time: workers of a stack that are trained in one pass, at most; known after ``start``.
+        backed_off: whether they are fewer than at the start, or the lanes are, for want of memory.
 
     Raises:
         ConfigError: a negative number.
@@ -58,12 +85,20 @@ class VectorisedBackend(WrappedBackend):
         self.name = "vectorised"
         self._most = stacked
         self.stacks: list[Stack] = []
+        self.at_a_time = stacked
+        self.backed_off = False
+
+    @property
+    def lanes(self) -> int:
+        """Stacks side by side."""
+        return self._local.seating.lanes
 
     def start(self, specs: Sequence[WorkerSpec], examples: Examples) -> None:
         """Build the workers and stack them.
 
         Raises:
             PreconditionError: they cannot be stacked; with the reason, and the cure.
+            OutOfMemoryError: there is no memory for a step of one.
         """
         if not reads_side_by_side(examples):
             raise PreconditionError(
@@ -72,9 +107,10 @@ class VectorisedBackend(WrappedBackend):
             )
         self._local.start(specs, examples)
         workers = self._local.workers
-        count, lanes = len(workers), self._local.seating.lanes
-        size = -(-count // lanes)
-        size = min(size, self._most or size, _fitting(workers[0], lanes))
+        count = len(workers)
+        size = -(-count // self.lanes)
+        size = min(size, self._most or size, _fitting(workers[0], self.lanes))
+        self.at_a_time, self.backed_off = size, False
         self.stacks = [Stack(workers[first : first + size]) for first in range(0, count, size)]
 
     def check(self, index: Tensor, rule: Rule) -> None:
@@ -82,7 +118,8 @@ class VectorisedBackend(WrappedBackend):
         super().check(index, rule)
         stack = self.stacks[0]
         try:
-            stack.try_out(index)
+            with _said_of(stack.workers[0]):
+                stack.try_out(index)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             name = stack.workers[0].spec.model.name
             raise PreconditionError(
@@ -95,12 +132,35 @@ class VectorisedBackend(WrappedBackend):
         orders: Sequence[Order],
         *,
         on_step: StepReport | None = None,
-        supervisor: Supervisor | None = None,  # noqa: ARG002 - nobody can be put back
+        supervisor: Supervisor | None = None,
     ) -> Iterator[Outcome]:
-        """Carry out the orders, a stack at a time in each lane; ``on_step`` is told a few times a second."""
+        """Carry out the orders, a stack at a time in each lane; ``on_step`` is told a few times a second.
+
+        Raises:
+            OutOfMemoryError: there is no memory for a step of one worker alone.
+        """
+        left, first_problem = list(orders), ""
+        while left:
+            short: list[_Pass] = []
+            for done in self._passes(left, on_step):
+                yield from done.outcomes
+                if done.left:
+                    short.append(done)
+            left = [order for done in short for order in done.left]
+            if left:
+                worst = max(short, key=lambda done: done.too_many)
+                first_problem = first_problem or worst.problem
+                self._back_off(worst)
+        if first_problem and supervisor is not None:
+            in_lanes = f" in each of {self.lanes} lanes" if self.lanes > 1 else ""
+            told = f"{first_problem}; from now on {self.at_a_time} worker(s) at a time{in_lanes}"
+            supervisor.on_back_off(orders[0].round_index, told)
+
+    def _passes(self, orders: Sequence[Order], on_step: StepReport | None) -> Iterator[_Pass]:
+        """Each stack's orders, carried out as far as there is memory."""
         tasks = []
         board = Board(on_step)
-        lanes = Lanes[list[Outcome]](self._local.seating)
+        lanes = Lanes[_Pass](self._local.seating)
 
         def note(worker_id: int, done: int, total: int) -> None:
             lanes.go_on()
@@ -110,27 +170,49 @@ class VectorisedBackend(WrappedBackend):
             ids = {worker.spec.worker_id for worker in stack.workers}
             own = [order for order in orders if order.worker_id in ids]
             if own:
-                tasks.append(partial(self._outcomes, stack, own, note))
+                tasks.append(partial(self._pass, stack, own, note))
         if len(tasks) == 1:
             with torch_threads(self._local.seating.threads):
-                outcomes = tasks[0]()
+                done = tasks[0]()
             board.tell()
-            yield from outcomes
+            yield done
             return
-        for outcomes in lanes.run(tasks, meanwhile=None if on_step is None else board.tell):
-            yield from outcomes
+        yield from lanes.run(tasks, meanwhile=None if on_step is None else board.tell)
 
-    def _outcomes(self, stack: Stack, orders: Sequence[Order], note: StepReport) -> list[Outcome]:
-        found: list[Outcome] = []
-        for result in stack.train_round(orders, on_step=note):
-            if not isinstance(result, tuple):
-                found.append(result)
-                continue
-            order, error = result
-            if isinstance(error, HqdeError):
-                raise error
-            found.append(Failure.of(order, error))
-        return found
+    def _pass(self, stack: Stack, orders: Sequence[Order], note: StepReport) -> _Pass:
+        done = _Pass(left=sorted(orders, key=lambda order: order.worker_id))
+        while done.left:
+            some = done.left[: self.at_a_time]
+            try:
+                results = stack.train_round(some, on_step=note)
+            except OutOfMemoryError as error:
+                # The sentence alone: the error itself would keep the step's tensors.
+                done.too_many, done.problem = len(some), str(error)
+                break
+            done.left = done.left[len(some) :]
+            for result in results:
+                if not isinstance(result, tuple):
+                    done.outcomes.append(result)
+                    continue
+                order, problem = result
+                if isinstance(problem, HqdeError):
+                    raise problem
+                done.outcomes.append(Failure.of(order, problem))
+        return done
+
+    def _back_off(self, done: _Pass) -> None:
+        """Half as many workers at a time, or half as many lanes.
+
+        Raises:
+            OutOfMemoryError: it was one worker alone.
+        """
+        if done.too_many > 1:
+            self.at_a_time = -(-done.too_many // 2)
+        elif self.lanes > 1:
+            self._local.seating = replace(self._local.seating, lanes=self.lanes // 2)
+        else:
+            raise _no_room(self._local.workers[done.left[0].worker_id], done.problem)
+        self.backed_off = True
 
     def close(self) -> None:
         """Forget the workers."""
@@ -140,8 +222,36 @@ class VectorisedBackend(WrappedBackend):
 
 def _fitting(worker: Worker, lanes: int) -> int:
     """Workers that a stack has memory for: what a step of one keeps is measured."""
-    free = psutil.virtual_memory().available
-    if worker.device.type == "cuda":
-        free = torch.cuda.mem_get_info(worker.device)[0]
-    each = step_bytes(worker) + 6 * 4 * worker.layout.size
-    return max(1, int(MEMORY_SHARE * free / lanes / each))
+    with _said_of(worker):
+        each = step_bytes(worker) + 6 * 4 * worker.layout.size
+    return max(1, int(MEMORY_SHARE * _free_bytes(worker.device) / lanes / each))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def _said_of(worker: Worker) -> Iterator[None]:
+    """Where running out of memory is the end, and said with the cure."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        line = str(error).splitlines()[0]
+        raise _no_room(worker, f"the first rows ran out of memory ({line})") from error
+
+
+def _no_room(worker: Worker, problem: str) -> OutOfMemoryError:
+    recipe, free = worker.spec.recipe, _free_bytes(worker.device) / 2**20
+    cures = [f"lower training.batch_size (it is {recipe.batch_size})", "take a smaller model"]
+    if recipe.precision == "fp32":
+        cures.insert(1, "set training.precision to bf16-mixed")
+    return OutOfMemoryError(
+        f"{problem}, and there is nothing smaller to try, with {free:,.0f} MiB free on {worker.device}; "
+        f"{', '.join(cures[:-1])} or {cures[-1]}"
+    )

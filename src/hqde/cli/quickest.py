@@ -76,5 +76,12 @@ def take_quickest(config: Config, splits: Splits, *, quiet: bool) -> tuple[Confi
         for note in found.notes:
             err.print(note, soft_wrap=True)
         err.print(f"planned: {chosen.name}, {found.predicted_s:.1f} s", soft_wrap=True)
-    run = replace(config.run, backend=chosen.backend, lanes=chosen.lanes, threads=chosen.threads)
+    stacked = chosen.stacked or config.run.stacked
+    run = replace(
+        config.run,
+        backend=chosen.backend,
+        lanes=chosen.lanes,
+        threads=chosen.threads,
+        stacked=stacked,
+    )
     return replace(config, run=run), found.predicted_s

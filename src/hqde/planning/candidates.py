@@ -19,12 +19,14 @@ class Candidate:
         backend: its name.
         lanes, threads: as in ``[run]``.
         precision: as in ``[training]``.
+        stacked: as in ``[run]``.
     """
 
     backend: str
     lanes: int
     threads: int
     precision: Precision
+    stacked: int = 0
 
     @property
     def name(self) -> str:
@@ -35,20 +37,23 @@ class Candidate:
         """
         lanes = "1 lane" if self.lanes == 1 else f"{self.lanes} lanes"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{self.backend}, {lanes} of {threads}, {self.precision}"
+        stacks = f"stacks of {self.stacked}, " if self.stacked else ""
+        return f"{self.backend}, {lanes} of {threads}, {stacks}{self.precision}"
 
     def settings(self) -> dict[str, str | int]:
         """The settings that choose it, by their full names."""
+        stacked: dict[str, str | int] = {"run.stacked": self.stacked} if self.stacked else {}
         return {
             "run.backend": self.backend,
             "run.lanes": self.lanes,
             "run.threads": self.threads,
+            **stacked,
             "training.precision": self.precision,
         }
 
     def make_backend(self) -> Backend:
         """A backend that is like this, not started."""
-        return make_backend(self.backend, lanes=self.lanes, threads=self.threads)
+        return make_backend(self.backend, lanes=self.lanes, threads=self.threads, stacked=self.stacked)
 
     def apply(self, experiment: Experiment) -> Experiment:
         """The experiment in this precision."""

@@ -107,6 +107,7 @@ class RunPlanner:
             raise WorkerError(f"no way to train this was found: {probes[0].problem}")
         chosen = min(able, key=lambda pair: pair[0])[1]
         notes = [f"{p.candidate.name}: {p.problem}; {chosen.name} is taken" for p in probes if p.problem]
+        notes += [p.note for p in probes if p.note]
         return SpeedPlan(
             probes, chosen, seconds, known is not None, (*([problem] if problem else []), *notes)
         )

@@ -12,14 +12,14 @@ import psutil
 import torch
 
 from hqde.aggregation import Update
-from hqde.backends import Backend, Failure
+from hqde.backends import Backend, Failure, VectorisedBackend
 from hqde.data import SubsetExamples
 from hqde.errors import HqdeError, WorkerError
 from hqde.memory import freed_memory_kept
 from hqde.planning.candidates import Candidate
 from hqde.rounds import Experiment
 from hqde.rounds.members import MemberPool
-from hqde.training import Order, count_batches
+from hqde.training import Order, count_batches, is_out_of_memory
 
 WARM_UP_STEPS = 2
 MEASURED_S = 0.6
@@ -33,7 +33,7 @@ class Probe:
     """What a candidate's few steps showed.
 
     Attributes:
-        candidate: whose.
+        candidate: whose; with the lanes and the stacks that there was memory for.
         samples_per_s: worker-samples per second of training; ``None`` if it failed.
         predicted_rows_per_s: rows through one member per second; ``None`` without validation rows.
         losses: of each probed worker's first steps, for comparison.
@@ -41,6 +41,7 @@ class Probe:
         rss_bytes: memory that the process took meanwhile.
         state_bytes: of one worker's weights and what its optimizer keeps.
         problem: why it cannot be taken; empty if it can.
+        note: what was changed for want of memory; empty if nothing was.
     """
 
     candidate: Candidate
@@ -51,6 +52,7 @@ class Probe:
     rss_bytes: int = 0
     state_bytes: int = 0
     problem: str = ""
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -67,6 +69,8 @@ class Probe:
 @freed_memory_kept()
 def probe(candidate: Candidate, experiment: Experiment) -> Probe:
     """Train a few steps the candidate's way, on as many workers as it trains at a time.
+
+    Stacks that run out of memory back off, and what they came down to is what was tried.
 
     Args:
         candidate: the way.
@@ -92,23 +96,31 @@ def probe(candidate: Candidate, experiment: Experiment) -> Probe:
         predicted = _predicted_rows_per_s(backend, experiment, len(specs))
         state = backend.worker_states()[0]
         weights = experiment.initial_weights(0).nbytes
+        tried = _came_down_to(candidate, backend)
         return Probe(
-            candidate,
+            tried,
             max(rates),
             predicted,
             tuple(update.loss for update in found),
             start_s,
             max(0, psutil.Process().memory_info().rss - before),
             weights + sum(tensor.nbytes for tensor in state.tensors.values()),
+            note="" if tried == candidate else f"{candidate.name} ran out of memory; {tried.name} does not",
         )
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return Probe(candidate, None, problem=f"out of memory: {_line(error)}")
     except WorkerError as error:
         return Probe(candidate, None, problem=str(error))
-    except (HqdeError, RuntimeError) as error:
-        return Probe(candidate, None, problem=_line(error))
+    except (HqdeError, RuntimeError, MemoryError) as error:
+        out_of_memory = "out of memory: " if is_out_of_memory(error) else ""
+        return Probe(candidate, None, problem=f"{out_of_memory}{_line(error)}")
     finally:
         backend.close()
+
+
+def _came_down_to(candidate: Candidate, backend: Backend) -> Candidate:
+    """The candidate as its backend trains now, which may have backed off."""
+    if not isinstance(backend, VectorisedBackend) or not backend.backed_off:
+        return candidate
+    return replace(candidate, lanes=backend.lanes, stacked=backend.at_a_time)
 
 
 def probe_orders(experiment: Experiment, num_workers: int) -> list[Order]:

@@ -14,9 +14,9 @@ class Event:
     """Something out of the ordinary.
 
     Attributes:
-        kind: ``rejected``, ``failed``, ``restarted``, ``excluded``, ``repaired``, ``skipped``,
-            ``branched``, ``early_stop``, ``dropped`` (a member), ``resumed``, ``interrupted``, ``alert`` or
-            ``cleared`` (an alert).
+        kind: ``rejected``, ``failed``, ``restarted``, ``excluded``, ``repaired``, ``backed_off`` (fewer
+            workers at a time, for want of memory), ``skipped``, ``branched``, ``early_stop``, ``dropped`` (a
+            member), ``resumed``, ``interrupted``, ``alert`` or ``cleared`` (an alert).
         round_index: the round it happened in.
         worker_id: whom it concerns, or ``None``.
         reason: one sentence.

@@ -12,14 +12,14 @@ from hqde.topology import RoundPlan
 logger = logging.getLogger("hqde")
 
 # What a user must hear of even when nothing is configured: logging shows warnings by default.
-_ALARMING = frozenset({"rejected", "failed", "skipped", "alert"})
+_ALARMING = frozenset({"rejected", "failed", "backed_off", "skipped", "alert"})
 
 
 class RoundLog:
     """Keeps the records and events of a run; logs each to the logger ``hqde``.
 
-    Rounds and harmless events are logged at INFO; refused updates, failed workers and skipped groups at
-    WARNING.
+    Rounds and harmless events are logged at INFO; refused updates, failed workers, want of memory and skipped
+    groups at WARNING.
 
     Args:
         echo: a text stream that gets the same lines.

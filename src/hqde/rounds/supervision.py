@@ -52,7 +52,7 @@ class RoundSupervisor:
 
     Args:
         policy: what is put up with.
-        tell: is told of every restart.
+        tell: is told of every restart, and of what else a backend did about a fault.
     """
 
     def __init__(self, policy: FaultPolicy, tell: Callable[[Event], None]) -> None:
@@ -98,6 +98,10 @@ class RoundSupervisor:
     def on_repair(self, round_index: int, reason: str) -> None:
         """Tell of copies that were made anew."""
         self._tell(Event("repaired", round_index, None, reason))
+
+    def on_back_off(self, round_index: int, reason: str) -> None:
+        """Tell of fewer workers at a time."""
+        self._tell(Event("backed_off", round_index, None, reason))
 
     def retries(self, failure: Failure) -> bool:
         """Whether there is another attempt, and tell of it."""

@@ -3,7 +3,7 @@
 from hqde.training.device import resolve_device
 from hqde.training.diversity import Diversity
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
-from hqde.training.memory import step_bytes
+from hqde.training.memory import is_out_of_memory, step_bytes
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
 from hqde.training.order import Order, count_batches, count_samples, epoch_batches
@@ -34,6 +34,7 @@ __all__ = [
     "epoch_batches",
     "example_losses",
     "heat",
+    "is_out_of_memory",
     "make_optimizer",
     "perturbed",
     "resolve_device",

@@ -29,8 +29,13 @@ def read_moments(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe) ->
 
 
 def write_moments(moments: Moments, optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe) -> None:
-    """Put them into the workers' own optimizers, as those would keep them after as many steps."""
+    """Put them into the workers' own optimizers, as those would keep them after as many steps.
+
+    All of them or, where there is no memory for the copies, none.
+    """
+    kept: list[dict[Tensor, dict[str, Tensor]]] = []
     for row, optimizer in enumerate(optimizers):
+        own: dict[Tensor, dict[str, Tensor]] = {}
         start = 0
         for parameter in parameters_of(optimizer):
             end = start + parameter.numel()
@@ -41,8 +46,11 @@ def write_moments(moments: Moments, optimizers: Sequence[torch.optim.Optimizer],
             }
             if recipe.optimizer == "adamw":
                 state["step"] = moments["step"][row, 0].cpu().clone()
-            optimizer.state[parameter] = state
+            own[parameter] = state
             start = end
+        kept.append(own)
+    for optimizer, own in zip(optimizers, kept, strict=True):
+        optimizer.state.update(own)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_map
 
 from hqde.aggregation import Update
 from hqde.data import reads_side_by_side
-from hqde.errors import PreconditionError
+from hqde.errors import OutOfMemoryError, PreconditionError
 from hqde.models import Dropout, call_model, set_mask_source
 from hqde.seeding import generator, seeded
 from hqde.training.masks import MaskPlan, plan_masks
+from hqde.training.memory import is_out_of_memory
 from hqde.training.objective import example_losses
 from hqde.training.order import Order
 from hqde.training.stacked_optimizers import (
@@ -109,6 +110,10 @@ class Stack:
 
         Returns:
             For each order an update, or the order and what went wrong with it.
+
+        Raises:
+            OutOfMemoryError: a step of so many workers needs more memory than there is. They are as they
+                were, so that fewer of them at a time may be given these orders again.
         """
         began, began_cpu = time.perf_counter(), time.thread_time()
         by_id = {worker.spec.worker_id: place for place, worker in enumerate(self.workers)}
@@ -118,15 +123,15 @@ class Stack:
         batches = [worker.begin(order) for worker, order in zip(workers, orders, strict=True)]
         tallies = [Tally(w.rate_at(o, 0, 1)) for w, o in zip(workers, orders, strict=True)]
         run = _Round(self, orders, places, batches, tallies)
-        failed: dict[int, Exception] = {}
-        state = self._read(workers)
-        for step in range(max(map(len, batches), default=0)):
-            for group in run.groups(step, failed):
-                run.step(step, group, state, failed)
-            if on_step is not None:
-                for order, own in zip(orders, batches, strict=True):
-                    on_step(order.worker_id, min(step + 1, len(own)), len(own))
-        self._write(state, workers)
+        try:
+            failed = self._carry_out(run, workers, orders, batches, on_step)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"a step of {len(workers)} worker(s), {workers[0].spec.recipe.batch_size} rows and "
+                f"{workers[0].layout.size:,} weights each, ran out of memory ({str(error).splitlines()[0]})"
+            ) from error
         share = (time.perf_counter() - began) / len(orders)
         cpu_s = (time.thread_time() - began_cpu) / len(orders) if torch.get_num_threads() == 1 else None
         data_s = run.data_s / len(orders)
@@ -138,6 +143,26 @@ class Stack:
             started = time.perf_counter() - share
             outcomes.append(worker.finish(order, tally, began=started, data_s=data_s, cpu_s=cpu_s))
         return outcomes
+
+    def _carry_out(
+        self,
+        run: _Round,
+        workers: Sequence[Worker],
+        orders: Sequence[Order],
+        batches: Sequence[Sequence[Tensor]],
+        on_step: Callable[[int, int, int], None] | None,
+    ) -> dict[int, Exception]:
+        """All steps, on copies of what the workers hold, who get it last of all; which failed, and why."""
+        failed: dict[int, Exception] = {}
+        state = self._read(workers)
+        for step in range(max(map(len, batches), default=0)):
+            for group in run.groups(step, failed):
+                run.step(step, group, state, failed)
+            if on_step is not None:
+                for order, own in zip(orders, batches, strict=True):
+                    on_step(order.worker_id, min(step + 1, len(own)), len(own))
+        self._write(state, workers)
+        return failed
 
     def try_out(self, index: Tensor) -> None:
         """A forward and a backward pass of these rows, without a step; what is wrong is raised."""
@@ -262,6 +287,8 @@ class _Round:
         try:
             self._update(step, group, own, inputs, targets)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
             failed.update(dict.fromkeys(group, error))
             return
         if not every:
@@ -289,7 +316,9 @@ class _Round:
             worker, index = self._workers[place], self._batches[place][step]
             try:
                 found.append((place, worker.batch(index, self._augmenting[place])))
-            except Exception as error:  # noqa: BLE001 - data may raise anything; the engine decides
+            except Exception as error:  # data may raise anything; the engine decides
+                if is_out_of_memory(error):
+                    raise
                 failed[place] = error
         if not found:
             return None, torch.empty(0), []

@@ -32,7 +32,7 @@ from hqde.backends.on_ray.worker_actor import CONTROL, WorkerActor, whole_update
 from hqde.compression import Downlink
 from hqde.errors import ConfigError, HqdeError, WorkerError
 from hqde.seeding import seeded
-from hqde.training import Order, WorkerSpec
+from hqde.training import Order, WorkerSpec, is_out_of_memory
 from hqde.weights import Layout, Weights
 
 HIRING_TIMEOUT_S = 120.0  # for an actor to be placed, import torch and build its model
@@ -332,7 +332,7 @@ class Crew:
             if isinstance(cause, HqdeError):
                 raise cause from None
             seat.restore = True
-            if isinstance(cause, torch.OutOfMemoryError | MemoryError):
+            if is_out_of_memory(cause):
                 return self._make_room(order, cause)
             return failure_of(order, f"{type(cause).__name__}: {first_line(cause)}", "raised")
         except OutOfMemoryError as error:
