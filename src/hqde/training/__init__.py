@@ -4,6 +4,7 @@ from hqde.training.device import resolve_device
 from hqde.training.diversity import Diversity
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.memory import is_out_of_memory, step_bytes
+from hqde.training.norm_pool import NormPoolReLU, fuse_norm_pools, norm_pools
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
 from hqde.training.order import Order, count_batches, count_samples, epoch_batches
@@ -18,6 +19,7 @@ __all__ = [
     "INITIAL_EFFICIENCY",
     "Diversity",
     "Loss",
+    "NormPoolReLU",
     "Order",
     "Perturbation",
     "Precision",
@@ -33,9 +35,11 @@ __all__ = [
     "count_samples",
     "epoch_batches",
     "example_losses",
+    "fuse_norm_pools",
     "heat",
     "is_out_of_memory",
     "make_optimizer",
+    "norm_pools",
     "perturbed",
     "resolve_device",
     "step_bytes",
