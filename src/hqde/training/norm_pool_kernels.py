@@ -15,7 +15,14 @@ from numba.extending import overload
 
 ROWS_AT_ONCE = 512  # summed in float32 before they join the total in float64
 
-compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+
+def compiled(loop: Any) -> Any:
+    """A loop in machine code, kept for later processes where there is a directory to keep it in."""
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return njit(cache=True, **options)(loop)
+    except RuntimeError:  # numba found none that it may write to
+        return njit(**options)(loop)
 
 
 def number(stored: Any) -> Any:
