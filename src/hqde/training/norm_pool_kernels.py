@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 512  # summed in float32 before they join the total in float64
 
 def compiled(loop: Any) -> Any:
     """A loop in machine code, kept for later processes where there is a directory to keep it in."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
         return njit(cache=True, **options)(loop)
     except RuntimeError:  # numba found none that it may write to
