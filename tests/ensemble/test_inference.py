@@ -258,3 +258,42 @@ def test_what_cannot_be_traced_has_no_8_bits():
 
     with pytest.raises(ConfigError, match=r"cannot trace Branching"):
         ready_for_inference(Branching(), "int8", lambda model: None)
+
+
+class Aliased(nn.Module):
+    """Has a convolution under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layers = nn.Sequential(self.stem, nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+
+    def forward(self, x):
+        return self.layers(x).mean((2, 3))
+
+
+class Asking(nn.Sequential):
+    """Asks what its layers are."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x) * (2.0 if isinstance(layer, nn.MaxPool2d) else 1.0)
+        return x
+
+
+@pytest.mark.parametrize("make", [Aliased, lambda: Asking(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))])
+def test_models_that_would_do_something_else_with_other_layers_predict_the_same(make):
+    torch.manual_seed(0)
+    model, images = make().eval(), torch.randn(2, 3, 8, 8)
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            module.running_mean.fill_(1.0)
+    with torch.inference_mode():
+        torch.testing.assert_close(ready_for_inference(model, "fp32")(images), model(images))
+
+
+@in_int8
+def test_8_bits_for_a_model_that_asks_what_its_layers_are_are_refused():
+    model, images = Asking(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ConfigError, match="does something else with other layers"):
+        ready_for_inference(model, "int8", lambda model: model(images))

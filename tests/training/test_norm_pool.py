@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from hqde.models import model_spec
 from hqde.training import norm_pool_kernels
@@ -65,6 +66,15 @@ def test_it_is_what_float64_gives(dtype, tolerance, shape):
     assert layer.num_batches_tracked == 1
     for one, other in zip(found, exact, strict=True):
         assert error(one, other) < tolerance
+
+
+def test_a_first_pixel_far_out_costs_no_accuracy():
+    torch.manual_seed(1)
+    norm, images = some_norm(3), some_images((16, 3, 32, 32), torch.float32, mean=0.0)
+    images[0, :, 0, 0] = 100.0
+    layer, exact = NormPoolReLU(norm), one_by_one(norm, torch.float64)
+    assert error(layer(images), exact(images.double())) < 1e-5
+    assert error(layer.running_var, exact.running_var) < 1e-6
 
 
 def test_a_mean_far_from_0_costs_no_accuracy():
@@ -141,17 +151,139 @@ class Tapped(nn.Module):
         return self.pool(self.relu(x)).sum() + x.mean()
 
 
+class Named(nn.Module):
+    """Has a layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.layers = nn.Sequential(self.norm, nn.ReLU(), nn.MaxPool2d(2))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Listed(nn.Module):
+    """Reaches its layers by a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)])
+        self.own = list(self.layers)
+
+    def forward(self, x):
+        for layer in self.own:
+            x = layer(x)
+        return x
+
+
+class Helped(nn.Sequential):
+    """Looks at what the normalisation gives in training alone."""
+
+    def forward(self, x):
+        x = self[0](x)
+        more = x.mean() if self.training else 0.0
+        return self[2](self[1](x)) + more
+
+
+class Choosy(nn.Sequential):
+    """Asks what its layers are."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x) * (2.0 if isinstance(layer, nn.MaxPool2d) else 1.0)
+        return x
+
+
+class Lazy(nn.Sequential):
+    """Keeps what it computed first."""
+
+    kept = None
+
+    def forward(self, x):
+        self.kept = torch.ones_like(x) if self.kept is None else self.kept
+        return super().forward(x * self.kept)
+
+
+def three():
+    return nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+
+
+def hooked(place):
+    model = nn.Sequential(*three())
+    model[place].register_forward_hook(lambda module, inputs, out: out * 3)
+    return model
+
+
+def pruned():
+    model = nn.Sequential(*three())
+    prune.l1_unstructured(model[0], "weight", amount=1)
+    return model
+
+
+def test_a_model_that_keeps_values_is_left_as_it_was():
+    model, images = Lazy(*three()), some_images((2, 4, 6, 6), torch.float32)
+    exact = copy.deepcopy(model)(images)
+    fuse_norm_pools(model, norm_pools(model))
+    assert model.kept is None
+    assert isinstance(model[0], NormPoolReLU)
+    torch.testing.assert_close(model(images), exact)
+
+
+def test_a_normalisation_that_is_frozen_stays_so():
+    model = nn.Sequential(*three())
+    model[0].eval()
+    fuse_norm_pools(model, norm_pools(model))
+    assert not model[0].training
+
+
+def test_a_whole_network_trains_as_it_would():
+    torch.manual_seed(0)
+    model = model_spec("cnn", input_shape=(3, 16, 16), num_outputs=10, options={"dropout_rate": 0.0}).build()
+    model = model.to(memory_format=torch.channels_last)
+    exact, images = copy.deepcopy(model), some_images((8, 3, 16, 16), torch.float32)
+    fuse_norm_pools(model, norm_pools(model))
+    for one in (model, exact):
+        one(images).square().mean().backward()
+    for (name, found), expected in zip(model.named_parameters(), exact.parameters(), strict=True):
+        if (
+            not name.endswith("bias") or "body.0" not in name
+        ):  # a bias before a normalisation gets rounding alone
+            torch.testing.assert_close(found.grad, expected.grad, rtol=2e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "model",
     [
         Tapped(),
+        Named(),
+        Listed(),
+        Helped(*three()),
+        Choosy(*three()),
+        hooked(0),
+        hooked(1),
+        pruned(),
         nn.Sequential(nn.BatchNorm2d(4), nn.MaxPool2d(3), nn.ReLU()),
         nn.Sequential(nn.BatchNorm2d(4), nn.MaxPool2d(2, padding=1), nn.ReLU()),
         nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.MaxPool2d(2)),
     ],
-    ids=["tapped", "3x3", "padded", "two ReLUs", "bare", "no momentum"],
+    ids=[
+        "tapped",
+        "named",
+        "listed",
+        "helped",
+        "choosy",
+        "hooked",
+        "hooked ReLU",
+        "pruned",
+        "3x3",
+        "padded",
+        "two ReLUs",
+        "bare",
+        "no momentum",
+    ],
 )
 def test_what_is_not_in_a_row_is_left_alone(model):
     assert norm_pools(model) == []

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hqde.ensemble.int8 import Int8Conv2d, quantise_convolutions
 from hqde.ensemble.max_pool import HalvingMaxPool
 from hqde.errors import ConfigError, did_you_mean
-from hqde.models import called_once, halves
+from hqde.models import called_once, flows_alike, halves
 
 InferencePrecision = Literal["fp32", "bf16", "int8"]
 
@@ -54,8 +54,9 @@ def ready_for_inference(
     known = get_args(InferencePrecision)
     if precision not in known:
         raise ConfigError(f"unknown precision '{precision}' of predictions; {did_you_mean(precision, known)}")
+    graph, layers = called_once(model)
     ready = copy.deepcopy(model).eval()
-    graph, layers = called_once(ready)
+    layers = {node: ready.get_submodule(str(node.target)) for node in layers}
     rectified = {str(node.target) for node in layers if _goes_to_relu(node, ready)}
     _fold_normalisations(ready, layers)
     for name, module in list(ready.named_modules()):
@@ -69,6 +70,13 @@ def ready_for_inference(
                 "take 'bf16'"
             )
         quantise_convolutions(ready, list(layers), run)
+    if graph is not None and not flows_alike(ready, graph, leaves=(HalvingMaxPool, Int8Conv2d)):
+        if precision == "int8":
+            raise ConfigError(
+                f"{type(model).__name__} does something else with other layers in place of its own, so int8 "
+                "cannot replace them: take 'bf16'"
+            )
+        ready = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision == "fp32":
         return ready
     return InBfloat16(ready, narrow_inputs=not _begins_with_levels(ready, graph))

@@ -9,7 +9,7 @@ from hqde.models.normalization import NORMS
 from hqde.models.resnet import ResNet18
 from hqde.models.resolution import BUILT_IN, ModelFactory
 from hqde.models.spec import JSON, ModelSpec, model_spec
-from hqde.models.tracing import called_once
+from hqde.models.tracing import called_once, flows_alike
 
 __all__ = [
     "BUILT_IN",
@@ -26,6 +26,7 @@ __all__ = [
     "called_once",
     "draw_dropout_from",
     "draw_mask",
+    "flows_alike",
     "halves",
     "model_spec",
     "set_mask_source",

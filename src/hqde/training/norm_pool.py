@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -13,10 +14,13 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hqde.models import called_once, halves
+from hqde.models import called_once, flows_alike, halves
 
 # With more torch threads than this PyTorch's own operations, which use them all, are as fast.
 MOST_THREADS = 4
+
+# Sums are taken around the median of so many pixels: near the mean, however far some numbers are out.
+ROWS_LOOKED_AT = 64
 
 Array = npt.NDArray[Any]
 
@@ -44,6 +48,7 @@ class NormPoolReLU(nn.BatchNorm2d):
             setattr(self, name, getattr(norm, name))
         for name, buffer in norm.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
+        self.train(norm.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images ``(n, c, h, w)`` to ``(n, c, h // 2, w // 2)``."""
@@ -67,15 +72,27 @@ def norm_pools(model: nn.Module) -> list[tuple[str, str, str]]:
     """Where a model does what a ``NormPoolReLU`` does, in three layers, and nobody looks in between.
 
     That is a ``BatchNorm2d`` and then, in either order, a ``ReLU`` and a ``MaxPool2d(2)``. A model that has
-    such layers is traced, which runs its code on stand-ins for values.
+    such layers is copied and traced, which runs its code on stand-ins for values.
 
     Returns:
-        the names of the three, in order; none where ``torch.fx`` cannot trace the model.
+        the names of the three, in order; none where ``torch.fx`` cannot trace the model, or where it would do
+        something else with other layers in these places.
     """
-    kinds = {type(layer) for layer in model.modules()}
-    if not {nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU} <= kinds:
+    if not {nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU} <= {type(layer) for layer in model.modules()}:
         return []
-    _, layers = called_once(model)
+    graphs = [(training, *called_once(model, training=training)) for training in (False, True)]
+    evaluating, found = (_in_a_row(layers) for _, _, layers in graphs)
+    found = [three for three in found if three in evaluating]
+    fused = copy.deepcopy(model) if found else model
+    fuse_norm_pools(fused, found)
+    alike = all(
+        graph is not None and flows_alike(fused, graph, leaves=(NormPoolReLU,), training=training)
+        for training, graph, _ in graphs
+    )
+    return found if found and alike else []
+
+
+def _in_a_row(layers: dict[fx.Node, nn.Module]) -> list[tuple[str, str, str]]:
     found = []
     for node, norm in layers.items():
         after = list(islice(_only_users(node), 2))
@@ -144,10 +161,11 @@ class _Fused(torch.autograd.Function):
 
         images = _array(inputs)
         count, height, width, channels = images.shape
-        sums, squares = np.zeros(channels), np.zeros(channels)
-        kernels.moments(images.reshape(-1, channels), sums, squares)
         number = count * height * width
-        origin = inputs[0, :, 0, 0].double().numpy()
+        rows = inputs.permute(0, 2, 3, 1).reshape(number, channels)
+        origin = rows[:: -(-number // ROWS_LOOKED_AT)].float().median(dim=0).values.numpy()
+        sums, squares = np.zeros(channels), np.zeros(channels)
+        kernels.moments(images.reshape(number, channels), origin, sums, squares)
         mean = sums / number + origin
         variance = np.maximum(squares / number - (sums / number) ** 2, 0.0)
         rates = 1.0 / np.sqrt(variance + eps)

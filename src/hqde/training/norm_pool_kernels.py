@@ -60,13 +60,10 @@ def _stored_like(value: Any, like: Any) -> Any:  # noqa: ARG001
 
 
 @compiled
-def moments(rows: Any, sums: Any, squares: Any) -> None:
-    """Sums ``(c,)`` float64 of numbers minus the first row's, and of their squares, over rows ``(n, c)``."""
+def moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
+    """Sums ``(c,)`` float64 of numbers minus ``origin (c,)``, and of their squares, over rows ``(n, c)``."""
     count, channels = rows.shape
     part, part_of_squares = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
-    origin = np.zeros(channels, np.float32)
-    for c in range(channels):
-        origin[c] = number(rows[0, c])
     for begin in range(0, count, ROWS_AT_ONCE):
         part[:] = 0.0
         part_of_squares[:] = 0.0
