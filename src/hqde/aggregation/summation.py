@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from threading import local
 
 import torch
@@ -96,9 +98,17 @@ def over_columns(size: int, width: int, work: Callable[[slice], None]) -> None:
         for chunk in chunks:
             work(chunk)
         return
-    with ThreadPoolExecutor(num_threads) as pool:
-        for done in pool.map(work, chunks):
-            assert done is None
+    for done in _pool(num_threads).map(work, chunks):
+        assert done is None
+
+
+@cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: to start two takes as long as a rule on small rows."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="columns")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 def add_pairwise(terms: Iterable[Tensor]) -> Tensor:
