@@ -31,9 +31,10 @@ from typing import Any
 import torch
 
 from hqde.backends import usable_cores
-from hqde.data import Splits, TensorExamples, load_splits, make_splits
+from hqde.data import Splits, load_splits
 from hqde.errors import HqdeError
 from hqde.rounds.run_directory import write_text
+from planner import random_rows
 
 HERE = Path(__file__).resolve().parent
 TASKS: dict[str, dict[str, Any]] = {
@@ -132,24 +133,13 @@ def arguments_of(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def random_splits(images: int) -> Splits:
-    """Random images of CIFAR-10's shape; a tenth are validation rows here too."""
-    draws = torch.Generator().manual_seed(0)
-
-    def rows(count: int) -> TensorExamples:
-        pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draws)
-        return TensorExamples(pixels, torch.arange(count) % 10)
-
-    held_out, test = rows(round(images / 9)), rows(max(images // 5, 100))
-    return make_splits("random", rows(images), validation=held_out, test=test, task="classification")
-
-
 def splits_for(task: dict[str, Any], data: str | None) -> Splits:
     """The rows of a task, a tenth of the training rows held out."""
     if task["model"] == "mlp":
         return load_splits("digits")
     if data is None:
-        return random_splits(task["images"])
+        images = task["images"]
+        return random_rows(images, (3, 32, 32), validation=round(images / 9), test=max(images // 5, 100))
     return load_splits(data, max_train=round(task["images"] / 0.9), validation_fraction=0.1)
 
 

@@ -45,8 +45,10 @@ class Tokens(nn.Module):
         return out
 
 
-def random_rows(count: int, shape: tuple[int, ...]) -> Splits:
-    """Images of bytes, or other rows of floats, in ten classes."""
+def random_rows(
+    count: int, shape: tuple[int, ...], *, validation: int | None = None, test: int = 10
+) -> Splits:
+    """Images of bytes, or other rows of floats, in ten classes; unless told, a tenth are validation rows."""
     draws = torch.Generator().manual_seed(0)
 
     def rows(number: int) -> TensorExamples:
@@ -54,9 +56,8 @@ def random_rows(count: int, shape: tuple[int, ...]) -> Splits:
         pixels = (values * 40 + 128).clamp(0, 255).to(torch.uint8)
         return TensorExamples(pixels if len(shape) == 3 else values, torch.arange(number) % 10)
 
-    return make_splits(
-        "random", rows(count), validation=rows(count // 10), test=rows(10), task="classification"
-    )
+    held_out = rows(count // 10 if validation is None else validation)
+    return make_splits("random", rows(count), validation=held_out, test=rows(test), task="classification")
 
 
 def experiment(splits: Splits, model: ModelSpec, workers: int, epochs: int) -> Experiment:

@@ -11,9 +11,8 @@ from torch import nn
 from hqde.data import Normalization, Schema
 from hqde.ensemble import Ensemble, Member, ready_for_inference
 from hqde.ensemble.int8 import Int8Conv2d, Scale
-from hqde.ensemble.max_pool import HalvingMaxPool
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError
-from hqde.models import model_spec
+from hqde.models import HalvingMaxPool, model_spec
 
 in_int8 = pytest.mark.usefixtures("int8_processor")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -133,18 +133,26 @@ def _block_grams(blocks: Sequence[Sequence[Tensor] | Tensor], space: Tensor) -> 
     sums = own.unsqueeze(1) + own.unsqueeze(2)
     close = _are_close(sums - 2.0 * found, sums, space.dtype)
     close.diagonal(dim1=1, dim2=2).fill_(False)
-    settled = _are_in_range(own.amax(dim=1), space.dtype) & ~close.flatten(1).any(dim=1)
+    in_range = _are_in_range(own.amax(dim=1), space.dtype)
+    settled = in_range & ~close.flatten(1).any(dim=1)
     return [
-        matrix if done else _block_gram(block, space)
-        for matrix, done, block in zip(found, settled.tolist(), blocks, strict=True)
+        matrix if done else _block_gram(block, space, matrix if usable else None)
+        for matrix, done, usable, block in zip(
+            found, settled.tolist(), in_range.tolist(), blocks, strict=True
+        )
     ]
 
 
-def _block_gram(block: Sequence[Tensor] | Tensor, space: Tensor) -> Tensor:
-    """The Gram matrix ``(n + 1, n + 1)`` of one block ``(n, c)``, on the CPU."""
-    found = _settled(block, space)
+def _block_gram(block: Sequence[Tensor] | Tensor, space: Tensor, first: Tensor | None) -> Tensor:
+    """The Gram matrix ``(n + 1, n + 1)`` of one block ``(n, c)``, on the CPU.
+
+    Args:
+        first: products around the first row, changed in place; ``None`` if they leave the range of the dtype.
+    """
+    found = _settled(block, space, first)
     if found is None and space.dtype != torch.float64:
-        found = _settled(block, space.new_empty(len(space), dtype=torch.float64))
+        wide = space.new_empty(len(space), dtype=torch.float64)
+        found = _settled(block, wide, _products(block, range(len(block) + 1), 0, wide))
     if found is None:
         bad = [i for i, row in enumerate(block) if not is_measurable(row)]
         raise NonFiniteError(
@@ -154,17 +162,17 @@ def _block_gram(block: Sequence[Tensor] | Tensor, space: Tensor) -> Tensor:
     return found
 
 
-def _settled(block: Sequence[Tensor] | Tensor, space: Tensor) -> Tensor | None:
+def _settled(block: Sequence[Tensor] | Tensor, space: Tensor, products: Tensor | None) -> Tensor | None:
     """The Gram matrix around a row that most are near to, with close pairs put right.
 
     Args:
+        products: those around the first row.
         space: to work in, of the dtype to work in: room for ``(n + 1) · c`` numbers.
 
     Returns:
         ``None`` if products leave the range of the dtype.
     """
     everyone = list(range(len(block) + 1))
-    products = _products(block, everyone, 0, space)
     for attempt in range(4):  # each is nearer to the majority
         if products is None:
             return None

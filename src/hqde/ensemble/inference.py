@@ -11,9 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hqde.ensemble.int8 import Int8Conv2d, quantise_convolutions
-from hqde.ensemble.max_pool import HalvingMaxPool
 from hqde.errors import ConfigError, did_you_mean
-from hqde.models import called_once, flows_alike, halves
+from hqde.models import HalvingMaxPool, called_once, flows_alike, halves
 
 InferencePrecision = Literal["fp32", "bf16", "int8"]
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hqde.ensemble.max_pool import HalvingMaxPool
 from hqde.errors import ConfigError, NonFiniteError
-from hqde.models import Dropout
+from hqde.models import Dropout, HalvingMaxPool
 
 LEVELS = 255
 WEIGHT_LEVELS = 127

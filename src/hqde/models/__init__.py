@@ -3,7 +3,7 @@
 from hqde.models.calling import ModelInputs, call_model
 from hqde.models.cnn import CNN
 from hqde.models.dropout import Dropout, draw_dropout_from, draw_mask, set_mask_source
-from hqde.models.max_pool import halves
+from hqde.models.max_pool import HalvingMaxPool, halves
 from hqde.models.mlp import MLP
 from hqde.models.normalization import NORMS
 from hqde.models.resnet import ResNet18
@@ -18,6 +18,7 @@ __all__ = [
     "MLP",
     "NORMS",
     "Dropout",
+    "HalvingMaxPool",
     "ModelFactory",
     "ModelInputs",
     "ModelSpec",
