@@ -46,3 +46,23 @@ def test_distances_within_a_block_are_those_of_float64(num_rows, block):
     squares = own.unsqueeze(0) + own.unsqueeze(1) - 2 * found
     exact = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
     torch.testing.assert_close(squares, exact, rtol=2e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 5, 18])
+@pytest.mark.parametrize("width", [1, 15, 1024, 1025, 3001, BLOCK, BLOCK + 5, BLOCK + 2000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_products_are_those_of_float64_however_rows_are_laid_out(num_rows, width, dtype):
+    draws = torch.Generator().manual_seed(num_rows * width)
+    rows = torch.randn(num_rows, width, generator=draws, dtype=torch.float64).to(dtype)
+    found = gram_matrix(gram_parts(rows))
+    points = torch.cat([rows.double(), torch.zeros(1, width, dtype=torch.float64)])
+    exact = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    own = found.diagonal()
+    squares = own.unsqueeze(0) + own.unsqueeze(1) - 2 * found
+    torch.testing.assert_close(squares, exact, rtol=1e-12 if dtype == torch.float64 else 2e-6, atol=1e-9)
+    strided = torch.empty(num_rows, 2 * width, dtype=dtype)[:, ::2].copy_(rows)
+    shifted = (
+        torch.empty(num_rows * (width + 3) + 1, dtype=dtype)[1:].view(num_rows, -1)[:, :width].copy_(rows)
+    )
+    for other in (strided, shifted, list(rows), [row.clone() for row in rows], list(strided)):
+        assert torch.equal(gram_matrix(gram_parts(other)), found)

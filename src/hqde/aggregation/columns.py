@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hqde.aggregation.finite import has_finite_sum
 from hqde.aggregation.gram import BLOCK
 from hqde.aggregation.network import Comparator
 from hqde.aggregation.rule import Basis, Decision, FaultBound
-from hqde.aggregation.summation import over_columns
+from hqde.aggregation.threads import slices, spread
 from hqde.errors import NonFiniteError
 
 # Columns of a chunk: on the processor few enough to stay in its cache, and enough that comparing two rows
@@ -59,7 +60,7 @@ class ColumnRule(FaultBound):
             value[columns] = self.pool(wires, torch.empty_like(wires[0]))
 
         width = WIDTH if value.device.type == "cpu" else DEVICE_WIDTH
-        over_columns(len(value), width, work)
+        spread(work, slices(0, len(value), width))
         return value
 
 
@@ -123,7 +124,7 @@ def _loaded(rows: Sequence[Tensor] | Tensor, columns: slice, space: Tensor) -> T
     else:
         for target, row in zip(chunk, rows, strict=True):
             target.copy_(row[columns])
-    if not bool(torch.isfinite(chunk.sum())) and not bool(torch.isfinite(chunk).all()):
+    if not has_finite_sum(chunk) and not bool(torch.isfinite(chunk).all()):
         raise NonFiniteError("a row holds NaN or infinity: admit updates before a rule sees them.")
     return chunk
 

@@ -5,23 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hqde.aggregation.geometry import (
-    ROUNDING,
-    share_median,
-    squared_distances,
-    squared_distances_to,
-    squared_length,
-)
+from hqde.aggregation.geometry import ROUNDING
 from hqde.aggregation.rule import Decision
 from hqde.aggregation.weighing import WeighingRule, needed
 from hqde.errors import ConfigError, PreconditionError
-
-# Keeps a quotient finite where all distances are 0.
-TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -73,26 +63,15 @@ class GeometricMedian(WeighingRule):
         shares = shares.double()
         check_majority(self.name, shares, self.num_byzantine)
         gram = needed(gram, self.name)[:-1, :-1]
-        start, found = _best_row(gram, shares)
-        return Decision(weights=start) if found else self._descend(start, gram, shares)
+        from hqde.aggregation import kernels  # numba takes half a second to import
 
-    def _descend(self, start: Tensor, gram: Tensor, shares: Tensor) -> Decision:
-        # NumPy, because matrices are small and steps many: a call of PyTorch costs more than the arithmetic.
-        products, own, bare = gram.numpy(), gram.diagonal().numpy(), shares.numpy()
-        weights = start.numpy()
-        least = ROUNDING * share_median(squared_distances_to(start, gram).sqrt(), shares) + TINY
-        for iteration in range(1, self.max_iterations + 1):
-            towards = products @ weights
-            squares = own - 2.0 * towards + weights @ towards
-            pulls = bare / np.maximum(np.sqrt(np.maximum(squares, 0.0)), least)
-            following = pulls / pulls.sum()
-            change = following - weights
-            # The gradient is Σᵢ pullᵢ times the step; its length times twice the objective bounds the gap.
-            gradient = pulls.sum() * np.sqrt(max(0.0, change @ products @ change))
-            weights = following
-            if 2.0 * gradient <= self.tolerance:
-                return Decision(weights=torch.from_numpy(weights), iterations=iteration)
-        return Decision(weights=torch.from_numpy(weights), iterations=self.max_iterations, converged=False)
+        weights = torch.empty_like(shares)
+        products = gram.contiguous().numpy()
+        limits = self.tolerance, self.max_iterations, ROUNDING
+        iterations = kernels.geometric_median(products, shares.numpy(), *limits, weights.numpy())
+        if iterations < 0:
+            return Decision(weights=weights, iterations=self.max_iterations, converged=False)
+        return Decision(weights=weights, iterations=iterations)
 
 
 def check_majority(name: str, shares: Tensor, num_byzantine: int) -> None:
@@ -108,25 +87,3 @@ def check_majority(name: str, shares: Tensor, num_byzantine: int) -> None:
             f"{name} bears bad shares of less than 1/2, but the {num_byzantine} largest of {len(shares)} sum "
             f"to {float(largest[num_byzantine - 1]):.3g}. Use num_byzantine={fewer}, or equal shards of data."
         )
-
-
-def _best_row(gram: Tensor, shares: Tensor) -> tuple[Tensor, bool]:
-    """Weights of the best row if it is the optimum, else of the point that one step leads to from it.
-
-    Returns:
-        the weights, and whether that row is the optimum: the others pull less than its own share holds.
-    """
-    distances = squared_distances(gram).sqrt()
-    best = int((distances @ shares).argmin())
-    away = distances[best]
-    here = away == 0.0
-    own = float(shares[here].sum())
-    weights = torch.zeros_like(shares)
-    weights[best] = 1.0
-    pulls = torch.where(here, 0.0, shares / away.masked_fill(here, 1.0))
-    towards = pulls - pulls.sum() * weights  # Σᵢ pullᵢ (rowᵢ - best), as weights that sum to 0
-    slope = squared_length(towards, gram) ** 0.5
-    if slope <= own:
-        return weights, True
-    step = 1.0 - own / slope
-    return (1.0 - step) * weights + step * pulls / pulls.sum(), False

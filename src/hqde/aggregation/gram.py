@@ -4,33 +4,39 @@ Rules that look at rows as wholes need nothing but inner products. These are tak
 rows and, last, the origin (so that norms are there too), each minus a reference point. ‖x‖² + ‖y‖² - 2⟨x, y⟩
 loses a small distance between large rows to cancellation, and the mean is no help: one far row moves it away
 from all others. So the reference is one of the rows, in every block of columns one that most are near to.
-Products are float32, with sums over blocks in float64. Pairs that lie much closer to each other than to the
-reference are taken again around one of themselves.
+Products are float32, with sums over chunks of columns in float64. Pairs that lie much closer to each other
+than to the reference are taken again around one of themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from hqde.aggregation.finite import has_finite_sum
+from hqde.aggregation.products import Block, Rows
+from hqde.aggregation.threads import slices, spread_runs
 from hqde.errors import NonFiniteError
 
 # Columns per block. Shards of a distributed aggregation are cut at multiples of it.
 BLOCK = 1 << 14
 
-# Products that are held at once: those of a few blocks, so that the checks on them are made together.
+# Blocks of so few columns are multiplied in float64: it costs nothing there.
+NARROW = 1 << 10
+
+# Products that are held at once: those of a few blocks.
 NUMBERS_AT_ONCE = 1 << 20
 
 # A pair is taken again when ‖x - r‖² + ‖y - r‖² exceeds this many times ‖x - y‖²: 16 roundings of float32
 # products, of about 2e-7 each, are the error that a squared distance may have.
-MAX_CANCELLATION = 16.0
-MAX_CANCELLATION_DOUBLE = 1e7
+MAX_CANCELLATION = {torch.float32: 16.0, torch.float64: 1e7}
 # float32 products of a block that are larger or smaller than these are taken in float64: they may overflow
 # (1e38) or vanish (1e-38).
-FLOAT32_RANGE = (1e-24, 1e32)
-
+PRODUCT_RANGE = {torch.float32: (1e-24, 1e32), torch.float64: (0.0, 1e300)}
 
 # Squares of larger numbers, summed over a row, may leave the range of float64.
 MAX_MAGNITUDE = 1e140
@@ -59,18 +65,14 @@ def gram_parts(rows: Sequence[Tensor] | Tensor, *, first_block: int = 0) -> Gram
         NonFiniteError: a row holds NaN or infinity; admission keeps such rows from a rule.
     """
     parts: GramParts = {}
-    work = torch.float64 if rows[0].dtype == torch.float64 else torch.float32
-    space = torch.empty((len(rows) + 1) * min(BLOCK, len(rows[0])), dtype=work, device=rows[0].device)
-    begins = range(0, max(1, len(rows[0])), BLOCK)
-    at_once = max(1, min(64, NUMBERS_AT_ONCE // len(rows) ** 2))
-    for first in range(0, len(begins), at_once):
-        wholes = [slice(begin, begin + BLOCK) for begin in begins[first : first + at_once]]
-        blocks = [
-            rows[:, columns] if isinstance(rows, Tensor) else [row[columns] for row in rows]
-            for columns in wholes
-        ]
-        for offset, matrix in enumerate(_block_grams(blocks, space)):
-            _insert(parts, (0, first_block + first + offset), matrix)
+    reader = Rows(rows)
+    size = max(1, reader.size)
+    at_once = BLOCK * max(1, min(64, NUMBERS_AT_ONCE // len(rows) ** 2))
+    for group in slices(0, size, at_once):
+        operations = 0.5 * len(rows) ** 2 * (group.stop - group.start)
+        found = spread_runs(partial(_grams, reader), group.start, group.stop, BLOCK, operations=operations)
+        for offset, matrix in enumerate(chain.from_iterable(found)):
+            _insert(parts, (0, first_block + group.start // BLOCK + offset), matrix)
     return parts
 
 
@@ -117,44 +119,37 @@ def is_measurable(row: Tensor) -> bool:
     (True, False)
     """
     if row.dtype != torch.float64:
-        return bool(torch.isfinite(row.sum())) or bool(torch.isfinite(row).all())
+        return has_finite_sum(row) or bool(torch.isfinite(row).all())
     return not len(row) or bool(row.abs().max() <= MAX_MAGNITUDE)
 
 
-def _block_grams(blocks: Sequence[Sequence[Tensor] | Tensor], space: Tensor) -> list[Tensor]:
-    """``_block_gram`` of every block; those that need nothing but the first product are checked together."""
-    num_rows = len(blocks[0])
-    inner = space.new_empty(len(blocks), num_rows, num_rows)
-    for place, block in zip(inner, blocks, strict=True):
-        _multiply(_points(block, range(num_rows + 1), 0, space), place)
-    found = torch.zeros(len(blocks), num_rows + 1, num_rows + 1, dtype=torch.float64)
-    found[:, 1:, 1:] = _mirrored(inner)
-    own = found.diagonal(dim1=1, dim2=2)
-    sums = own.unsqueeze(1) + own.unsqueeze(2)
-    close = _are_close(sums - 2.0 * found, sums, space.dtype)
-    close.diagonal(dim1=1, dim2=2).fill_(False)
-    in_range = _are_in_range(own.amax(dim=1), space.dtype)
-    settled = in_range & ~close.flatten(1).any(dim=1)
-    return [
-        matrix if done else _block_gram(block, space, matrix if usable else None)
-        for matrix, done, usable, block in zip(
-            found, settled.tolist(), in_range.tolist(), blocks, strict=True
-        )
+def _grams(rows: Rows, columns: slice) -> list[Tensor]:
+    """The Gram matrices ``(n + 1, n + 1)`` of some blocks, on the CPU; most need one product around a row."""
+    blocks = [Block(rows, part) for part in slices(columns.start, columns.stop, BLOCK)]
+    plain = [block for block in blocks if rows.in_place(_dtype_of(block))]  # but for the last, all or none
+    if not plain:
+        return [_gram(block) for block in blocks]
+    limits = *PRODUCT_RANGE[rows.dtype], MAX_CANCELLATION[rows.dtype]
+    found, settled = rows.products_in_place(slice(columns.start, plain[-1].columns.stop), BLOCK, limits)
+    first = [
+        products if done else _gram(block, products)
+        for block, products, done in zip(plain, found, settled, strict=True)
     ]
+    return first + [_gram(block) for block in blocks[len(plain) :]]
 
 
-def _block_gram(block: Sequence[Tensor] | Tensor, space: Tensor, first: Tensor | None) -> Tensor:
-    """The Gram matrix ``(n + 1, n + 1)`` of one block ``(n, c)``, on the CPU.
+def _gram(block: Block, first: Tensor | None = None) -> Tensor:
+    """The Gram matrix ``(n + 1, n + 1)`` of one block, on the CPU.
 
     Args:
-        first: products around the first row, changed in place; ``None`` if they leave the range of the dtype.
+        first: products around the first row, where they are known; changed in place.
     """
-    found = _settled(block, space, first)
-    if found is None and space.dtype != torch.float64:
-        wide = space.new_empty(len(space), dtype=torch.float64)
-        found = _settled(block, wide, _products(block, range(len(block) + 1), 0, wide))
+    dtype, everyone = _dtype_of(block), range(len(block.rows) + 1)
+    found = _settled(block, dtype, block.products(everyone, 0, dtype) if first is None else first)
+    if found is None and dtype != torch.float64:
+        found = _settled(block, torch.float64, block.products(everyone, 0, torch.float64))
     if found is None:
-        bad = [i for i, row in enumerate(block) if not is_measurable(row)]
+        bad = [i for i, row in enumerate(block.rows.vectors) if not is_measurable(row[block.columns])]
         raise NonFiniteError(
             f"rows {bad} hold NaN, infinity or numbers beyond {MAX_MAGNITUDE:g}: admit updates before a rule "
             "sees them."
@@ -162,28 +157,33 @@ def _block_gram(block: Sequence[Tensor] | Tensor, space: Tensor, first: Tensor |
     return found
 
 
-def _settled(block: Sequence[Tensor] | Tensor, space: Tensor, products: Tensor | None) -> Tensor | None:
+def _dtype_of(block: Block) -> torch.dtype:
+    """What a block's products are made in."""
+    wide = block.rows.dtype == torch.float64 or block.width <= NARROW
+    return torch.float64 if wide else torch.float32
+
+
+def _settled(block: Block, dtype: torch.dtype, products: Tensor) -> Tensor | None:
     """The Gram matrix around a row that most are near to, with close pairs put right.
 
     Args:
-        products: those around the first row.
-        space: to work in, of the dtype to work in: room for ``(n + 1) · c`` numbers.
+        dtype: to multiply in.
+        products: those around the first row; changed in place.
 
     Returns:
         ``None`` if products leave the range of the dtype.
     """
-    everyone = list(range(len(block) + 1))
+    everyone = list(range(len(block.rows) + 1))
     for attempt in range(4):  # each is nearer to the majority
-        if products is None:
+        if not _are_in_range(products, dtype):
             return None
-        squares, clusters = _squares(products, space.dtype)
+        squares, clusters = _squares(products, dtype)
         largest = max(clusters, key=len, default=[])
         if 2 * len(largest) < len(everyone) or attempt == 3:
             break
-        products = _products(block, everyone, _middle(squares, largest), space)
-    assert products is not None
+        products = block.products(everyone, _middle(squares, largest), dtype)
     for cluster in clusters:
-        inner = _close_squares(block, cluster, _middle(squares, cluster), space)
+        inner = _close_squares(block, cluster, _middle(squares, cluster), dtype)
         if inner is None:
             return None
         position = torch.tensor(cluster)
@@ -193,20 +193,18 @@ def _settled(block: Sequence[Tensor] | Tensor, space: Tensor, products: Tensor |
     return products
 
 
-def _close_squares(
-    block: Sequence[Tensor] | Tensor, members: list[int], reference: int, space: Tensor
-) -> Tensor | None:
+def _close_squares(block: Block, members: list[int], reference: int, dtype: torch.dtype) -> Tensor | None:
     """Squared distances ``(m, m)`` between points near each other, taken around one of them.
 
     A reference is exact to all others, so every step settles a point at least.
     """
-    products = _products(block, members, members.index(reference), space)
-    if products is None:
+    products = block.products(members, members.index(reference), dtype)
+    if not _are_in_range(products, dtype):
         return None
-    squares, clusters = _squares(products, space.dtype)
+    squares, clusters = _squares(products, dtype)
     for cluster in clusters:
         close = [members[i] for i in cluster]
-        inner = _close_squares(block, close, members[_middle(squares, cluster)], space)
+        inner = _close_squares(block, close, members[_middle(squares, cluster)], dtype)
         if inner is None:
             return None
         position = torch.tensor(cluster)
@@ -219,7 +217,7 @@ def _squares(products: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[list[in
     own = products.diagonal()
     sums = own.unsqueeze(0) + own.unsqueeze(1)
     squares = (sums - 2.0 * products).clamp_min_(0.0).fill_diagonal_(0.0)
-    close = _are_close(squares, sums, dtype).fill_diagonal_(False)
+    close = (squares * MAX_CANCELLATION[dtype] < sums).fill_diagonal_(False)
     return squares, _clusters(close) if bool(close.any()) else []
 
 
@@ -229,79 +227,10 @@ def _middle(squares: Tensor, cluster: list[int]) -> int:
     return cluster[int(inner.kthvalue((len(cluster) + 1) // 2, dim=1).values.argmin())]
 
 
-def _products(
-    block: Sequence[Tensor] | Tensor, members: Sequence[int], reference: int, space: Tensor
-) -> Tensor | None:
-    """Inner products ``(m, m)`` float64 of points minus the point at position ``reference``.
-
-    ``None`` if they leave the range of the dtype, as those of NaN and infinity do.
-
-    The reference itself becomes zero and is left out of the product: n rows and the origin make n × n
-    products, which is faster by a quarter than n + 1 when n is a multiple of the processor's tiles.
-    """
-    count = len(members)
-    points = _points(block, members, reference, space)
-    inner = _mirrored(_multiply(points, points.new_empty(count - 1, count - 1)))
-    found = inner.new_zeros(count, count)
-    before, after = slice(0, reference), slice(reference + 1, count)
-    found[before, before], found[after, after] = inner[before, before], inner[reference:, reference:]
-    if reference:
-        found[before, after], found[after, before] = inner[before, reference:], inner[reference:, before]
-    return found if count == 1 or bool(_are_in_range(found.diagonal().max(), space.dtype)) else None
-
-
-def _points(
-    block: Sequence[Tensor] | Tensor, members: Sequence[int], reference: int, space: Tensor
-) -> Tensor:
-    """Points minus the one at position ``reference``, which is left out: ``(m - 1, c)``, in ``space``."""
-    origin, width, count = len(block), len(block[0]), len(members)
-    points = space[: (count - 1) * width].view(count - 1, width)
-    row = members[reference]
-    centre = block[row].to(space.dtype) if row != origin else space.new_zeros(width)
-    if isinstance(block, Tensor) and block.dtype == space.dtype and count == origin + 1 and row == 0:
-        torch.sub(block[1:], centre, out=points[:-1])
-        torch.neg(centre, out=points[-1])
-        return points
-    others = (member for member in members if member != row)
-    for point, member in zip(points, others, strict=True):
-        if member == origin:
-            torch.neg(centre, out=point)
-        else:
-            torch.sub(block[member].to(space.dtype), centre, out=point)
-    return points
-
-
-def _multiply(points: Tensor, products: Tensor) -> Tensor:
-    """Inner products ``(m, m)``, all of them or, of many points, all but the lower left quarter."""
-    half = _half(len(points))
-    torch.mm(points[:half], points.T, out=products[:half])
-    if half < len(points):
-        torch.mm(points[half:], points[half:].T, out=products[half:, half:])
-    return products
-
-
-def _mirrored(products: Tensor) -> Tensor:
-    """What ``_multiply`` made, ``(…, m, m)``, as symmetric matrices in float64 on the CPU."""
-    half = _half(products.shape[-1])
-    products[..., half:, :half] = products[..., :half, half:].mT
-    wide = products.double().cpu()
-    return torch.add(wide, wide.mT).mul_(0.5)
-
-
-def _half(count: int) -> int:
-    """How many points are multiplied with all: half of them, in the tiles of processors, or all if few."""
-    return count if count < 32 else round(count / 32) * 16
-
-
-def _are_close(squares: Tensor, sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """Which squared distances are not to be trusted, for those of both points from the reference summed."""
-    return squares * (MAX_CANCELLATION if dtype == torch.float32 else MAX_CANCELLATION_DOUBLE) < sums
-
-
-def _are_in_range(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether products with these largest ones neither overflow nor vanish, and are no NaN."""
-    low, high = FLOAT32_RANGE if dtype == torch.float32 else (0.0, 1e300)
-    return (largest == 0.0) | ((low < largest) & (largest < high))
+def _are_in_range(products: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products neither overflow nor vanish, and are no NaN."""
+    largest, (low, high) = float(products.diagonal().max()), PRODUCT_RANGE[dtype]
+    return largest == 0.0 or low < largest < high
 
 
 def _clusters(close: Tensor) -> list[list[int]]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from hqde.aggregation.finite import has_finite_sum
 from hqde.aggregation.gram import gram_matrix, gram_parts, is_measurable
 from hqde.aggregation.summation import weighted_sum
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError
@@ -123,9 +124,7 @@ class Rule(ABC):
             found = self._aggregate(rows, shares)
         except NonFiniteError:
             return self._without_nonfinite(rows, shares)
-        if not bool(torch.isfinite(found.value.sum())) and not all(
-            bool(torch.isfinite(row).all()) for row in rows
-        ):
+        if not has_finite_sum(found.value) and not all(bool(torch.isfinite(row).all()) for row in rows):
             return self._without_nonfinite(rows, shares)
         return found
 
@@ -268,11 +267,12 @@ def check_rows(rows: Sequence[Tensor] | Tensor, shares: Tensor) -> None:
     Raises:
         PreconditionError: the sentence says what does not fit.
     """
-    shapes = {tuple(row.shape) for row in rows} if len(rows) else set()
+    some = rows[:1] if isinstance(rows, Tensor) else rows  # all rows of a tensor are alike
+    shapes = {tuple(row.shape) for row in some} if len(rows) else set()
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         found = f"{tuple(rows.shape)}" if isinstance(rows, Tensor) else f"rows of shapes {sorted(shapes)}"
         raise PreconditionError(f"a rule needs rows of shape (n, d) with n >= 1, got {found}")
-    dtypes = {row.dtype for row in rows}
+    dtypes = {row.dtype for row in some}
     if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
         raise PreconditionError(f"a rule needs rows of one floating dtype, got {', '.join(map(str, dtypes))}")
     check_shares(len(rows), shares)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hqde.aggregation.finite import has_finite_sum
 from hqde.compression import Packet
 
 
@@ -54,7 +55,7 @@ def count_nonfinite(vector: Tensor) -> int:
     >>> count_nonfinite(torch.tensor([1.0, float("nan")]))
     1
     """
-    if bool(torch.isfinite(vector.sum())):  # a finite sum has finite terms
+    if has_finite_sum(vector):  # a finite sum has finite terms
         return 0
     return int((~torch.isfinite(vector)).sum())
 

@@ -24,18 +24,13 @@ class WeighingRule(FaultBound):
 
 
 def sum_counting(rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
-    """Σᵢ weightᵢ · rowᵢ over rows whose weight is not 0; the others are not read if they are the most.
+    """Σᵢ weightᵢ · rowᵢ over rows whose weight is not 0; the others are not read.
 
     >>> sum_counting(torch.tensor([[1.0], [float("nan")]]), Decision(weights=torch.tensor([2.0, 0.0])))
     tensor([2.])
     """
     assert decision.weights is not None
-    counting = decision.weights.nonzero().flatten().tolist()
-    if not counting:
-        return torch.zeros_like(rows[0])
-    if 2 * len(counting) >= len(rows):  # to pass over the others would cost more than to read them
-        return combined_rows(rows, decision.weights)
-    return combined_rows([rows[i] for i in counting], decision.weights[counting])
+    return combined_rows(rows, decision.weights)
 
 
 def needed(gram: Tensor | None, rule: str) -> Tensor:

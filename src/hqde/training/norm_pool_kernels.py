@@ -10,19 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from hqde.compiling import compiled
+
 ROWS_AT_ONCE = 512  # summed in float32 before they join the total in float64
-
-
-def compiled(loop: Any) -> Any:
-    """A loop in machine code, kept for later processes where there is a directory to keep it in."""
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return njit(cache=True, **options)(loop)
-    except RuntimeError:  # numba found none that it may write to
-        return njit(**options)(loop)
 
 
 def number(stored: Any) -> Any:
@@ -59,7 +52,7 @@ def _stored_like(value: Any, like: Any) -> Any:  # noqa: ARG001
     return rounded if isinstance(like, types.Integer) else same
 
 
-@compiled
+@compiled()
 def moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
     """Sums ``(c,)`` float64 of numbers minus ``origin (c,)``, and of their squares, over rows ``(n, c)``."""
     count, channels = rows.shape
@@ -77,7 +70,7 @@ def moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
             squares[c] += np.float64(part_of_squares[c])
 
 
-@compiled
+@compiled()
 def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any) -> None:
     """``relu(max over 2 × 2 of (scale · x + shift))``: images ``(n, h, w, c)`` to ``(n, h // 2, w // 2, c)``.
 
@@ -106,7 +99,7 @@ def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any) -> None:
                     out[n, h, w, c] = stored_like(value, images[n, 0, 0, c])
 
 
-@compiled
+@compiled()
 def pulls(images: Any, chosen: Any, gradients: Any, sums: Any, products: Any) -> None:
     """Sums ``(c,)`` float64 of the gradients that pass the ReLU, and of these times what they reach."""
     count, height, width, channels = chosen.shape
@@ -132,7 +125,7 @@ def pulls(images: Any, chosen: Any, gradients: Any, sums: Any, products: Any) ->
             products[c] += np.float64(part_of_products[c])
 
 
-@compiled
+@compiled()
 def pushed_back(
     images: Any, chosen: Any, gradients: Any, scale: Any, constant: Any, slope: Any, found: Any
 ) -> None:
