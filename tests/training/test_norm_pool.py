@@ -11,7 +11,6 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 from hqde.models import model_spec
-from hqde.training import norm_pool_kernels
 from hqde.training.norm_pool import NormPoolReLU, fuse_norm_pools, norm_pools
 
 
@@ -287,18 +286,6 @@ def test_a_whole_network_trains_as_it_would():
 )
 def test_what_is_not_in_a_row_is_left_alone(model):
     assert norm_pools(model) == []
-
-
-def test_where_nothing_can_be_kept_loops_are_compiled_all_the_same(monkeypatch):
-    compile_loop = norm_pool_kernels.njit
-
-    def without_directory(*, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_loop(**options)
-
-    monkeypatch.setattr(norm_pool_kernels, "njit", without_directory)
-    assert norm_pool_kernels.compiled(lambda x: x + 1)(1) == 2
 
 
 def test_the_cnn_has_three():

@@ -10,12 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hqde.aggregation.finite import has_finite_sum
 from hqde.aggregation.gram import BLOCK
 from hqde.aggregation.network import Comparator
 from hqde.aggregation.rule import Basis, Decision, FaultBound
 from hqde.aggregation.threads import slices, spread
 from hqde.errors import NonFiniteError
+from hqde.finite import has_finite_sum
 
 # Columns of a chunk: on the processor few enough to stay in its cache, and enough that comparing two rows
 # costs more than asking for it. Chunks begin at multiples of BLOCK, so that a shard has the chunks of the

@@ -17,10 +17,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from hqde.aggregation.finite import has_finite_sum
 from hqde.aggregation.products import Block, Rows
 from hqde.aggregation.threads import slices, spread_runs
 from hqde.errors import NonFiniteError
+from hqde.finite import has_finite_sum
 
 # Columns per block. Shards of a distributed aggregation are cut at multiples of it.
 BLOCK = 1 << 14

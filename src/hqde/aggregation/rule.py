@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from hqde.aggregation.finite import has_finite_sum
 from hqde.aggregation.gram import gram_matrix, gram_parts, is_measurable
 from hqde.aggregation.summation import weighted_sum
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError
+from hqde.finite import has_finite_sum
 
 Basis = Literal["shares", "gram", "columns"]
 

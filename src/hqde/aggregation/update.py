@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from hqde.aggregation.finite import has_finite_sum
 from hqde.compression import Packet
+from hqde.finite import has_finite_sum
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from hqde.aggregation import Rule
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
-from hqde.backends.cores import torch_threads
+from hqde.backends.cores import Seating, torch_threads, usable_cores
 from hqde.backends.lanes import Board, Lanes
 from hqde.backends.local import LocalBackend
 from hqde.backends.wrapping import WrappedBackend
 from hqde.data import Examples, reads_side_by_side
 from hqde.errors import ConfigError, HqdeError, OutOfMemoryError, PreconditionError
-from hqde.training import Order, Stack, Worker, WorkerSpec, is_out_of_memory, step_bytes
+from hqde.training import Order, Stack, Worker, WorkerSpec, is_out_of_memory, is_perceptron, step_bytes
 
 # Share of the free memory that the stacks may take.
 MEMORY_SHARE = 0.5
@@ -81,6 +81,7 @@ class VectorisedBackend(WrappedBackend):
         if stacked < 0:
             raise ConfigError(f"stacked must not be negative, got {stacked}")
         self._local = LocalBackend(lanes=lanes, threads=threads)
+        self._seated = bool(lanes or threads)
         super().__init__(self._local)
         self.name = "vectorised"
         self._most = stacked
@@ -107,6 +108,9 @@ class VectorisedBackend(WrappedBackend):
             )
         self._local.start(specs, examples)
         workers = self._local.workers
+        if not self._seated and is_perceptron(workers[0]):  # so small that threads beside each other wait
+            cores = usable_cores()
+            self._local.seating = Seating(max(1, cores // 2), min(2, cores))
         count = len(workers)
         size = -(-count // self.lanes)
         size = min(size, self._most or size, _fitting(workers[0], self.lanes))

@@ -13,7 +13,7 @@ _TRACING = threading.Lock()  # fx patches nn.Module for the whole process
 
 
 def called_once(
-    model: nn.Module, *, training: bool = False
+    model: nn.Module, *, training: bool = False, leaves: tuple[type[nn.Module], ...] = ()
 ) -> tuple[fx.Graph | None, dict[fx.Node, nn.Module]]:
     """The graph of a model's forward pass, and the layers that another may take the place of, in order.
 
@@ -24,6 +24,7 @@ def called_once(
     Args:
         model: in any mode.
         training: of which mode.
+        leaves: classes of layers, beside PyTorch's own, that are not looked into.
 
     Returns:
         ``None`` and nothing where ``torch.fx`` cannot trace it, because it branches on values, say.
@@ -33,7 +34,7 @@ def called_once(
         >>> [type(layer).__name__ for layer in layers.values()]
         ['Linear', 'ReLU']
     """
-    graph = _traced(model, training=training)
+    graph = _traced(model, training=training, leaves=leaves)
     if graph is None:
         return None, {}
     nodes = [node for node in graph.nodes if node.op == "call_module"]

@@ -11,7 +11,7 @@ from hqde.training.order import Order, count_batches, count_samples, epoch_batch
 from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
-from hqde.training.stacking import Stack
+from hqde.training.stacking import Stack, is_perceptron
 from hqde.training.turns import Turns
 from hqde.training.worker import Worker, WorkerSpec, WorkerState
 
@@ -38,6 +38,7 @@ __all__ = [
     "fuse_norm_pools",
     "heat",
     "is_out_of_memory",
+    "is_perceptron",
     "make_optimizer",
     "norm_pools",
     "perturbed",

@@ -63,11 +63,22 @@ class MaskPlan:
             count = rows * prod(call.shape)
             dropped = [min(LEVELS - 1, round(own[call.layer] * LEVELS)) for own in rates]
             limit = torch.tensor([d - LEVELS // 2 for d in dropped], dtype=torch.int16, device=device)
-            kept = part.contiguous().view(torch.int16)[:, :count] >= limit.unsqueeze(1)
-            scale = torch.tensor([LEVELS / (LEVELS - d) for d in dropped], device=device).unsqueeze(1)
-            mask = kept.to(call.dtype).mul_(scale.to(call.dtype))
+            scale = torch.tensor([LEVELS / (LEVELS - d) for d in dropped], device=device)
+            mask = _mask(part.contiguous().view(torch.int16), limit, scale, count, call.dtype)
             masks.append(mask.view(len(generators), rows, *call.shape))
         return tuple(masks)
+
+
+def _mask(words: Tensor, limit: Tensor, scale: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """``(w, count)``: each worker's scale where its limit is reached, else 0."""
+    if words.device.type == "cpu" and dtype == torch.float32:
+        from hqde.training import stack_kernels as kernels  # numba takes half a second to import
+
+        found = torch.empty(len(words), count)
+        kernels.masks(words.numpy(), limit.numpy(), scale.numpy(), found.numpy())
+        return found
+    kept = words[:, :count] >= limit.unsqueeze(1)
+    return kept.to(dtype).mul_(scale.unsqueeze(1).to(dtype))
 
 
 def plan_masks(

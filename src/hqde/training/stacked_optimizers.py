@@ -80,7 +80,7 @@ def clip_rows(gradients: Tensor, largest: float) -> Tensor:
 def step_rows(
     rows: Tensor, gradients: Tensor, moments: Moments, rates: Tensor, decay: Tensor, recipe: Recipe
 ) -> None:
-    """One step of every row, in place.
+    """One step of every row, in place, of gradients that are clipped to the recipe's norm.
 
     AdamW: ``p ← (1 - ηλ)p``, ``m ← β₁m + (1 - β₁)g``, ``v ← β₂v + (1 - β₂)g²``,
     ``p ← p - η m̂ / (√v̂ + ε)`` with bias-corrected m̂ and v̂. SGD: ``g ← g + λp``, ``b ← μb + g``,
@@ -95,6 +95,15 @@ def step_rows(
         recipe: of all workers.
     """
     moments["step"] += 1
+    if recipe.optimizer == "adamw" and rows.device.type == "cpu":
+        from hqde.training import stack_kernels as kernels  # numba takes half a second to import
+
+        kept = (moments[name].numpy() for name in ("exp_avg", "exp_avg_sq"))
+        numbers = (moments["step"][:, 0].numpy(), rates[:, 0].numpy(), decay.numpy())
+        settings = (*BETAS, EPSILON, recipe.clip_norm)
+        kernels.adamw(rows.numpy(), gradients.numpy(), *kept, *numbers, settings)
+        return
+    clip_rows(gradients, recipe.clip_norm)
     if recipe.optimizer == "adamw":
         (first, second), step = BETAS, moments["step"]
         average, square = moments["exp_avg"], moments["exp_avg_sq"]

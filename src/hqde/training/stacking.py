@@ -21,9 +21,9 @@ from hqde.training.masks import MaskPlan, plan_masks
 from hqde.training.memory import is_out_of_memory
 from hqde.training.objective import example_losses
 from hqde.training.order import Order
+from hqde.training.perceptrons import Perceptron
 from hqde.training.stacked_optimizers import (
     Moments,
-    clip_rows,
     decay_of,
     parameters_of,
     read_moments,
@@ -98,6 +98,7 @@ class Stack:
         self._names = {id(p): name for name, p in first.model.named_parameters()}
         self._dropout = [[m.p for m in w.model.modules() if isinstance(m, Dropout)] for w in self.workers]
         self._masks: MaskPlan | None = None
+        self._perceptron = _perceptron_of(first)
 
     def train_round(
         self, orders: Sequence[Order], *, on_step: Callable[[int, int, int], None] | None = None
@@ -203,6 +204,36 @@ class Stack:
 
         outputs: Tensor = torch.vmap(one)(parameters, state.buffers, inputs, masks)
         return outputs
+
+    def gradients(
+        self,
+        state: Stacked,
+        inputs: object,
+        masks: tuple[Tensor, ...],
+        losses_of: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs ``(w, n, …)``, losses ``(w, n)``, and gradients ``(w, d)`` of the means of these.
+
+        Args:
+            state: of the workers; its buffers move on.
+            inputs, masks: of their rows.
+            losses_of: of outputs.
+        """
+        model = self._perceptron
+        if model is not None and isinstance(inputs, Tensor) and model.takes(inputs):
+            places = [call.layer for call in self.masks(inputs[0], inputs.shape[1]).calls]
+            buffers = {name.removeprefix("model."): value for name, value in state.buffers.items()}
+            outputs, kept = model.forward(state.rows, buffers, inputs, dict(zip(places, masks, strict=True)))
+            losses = losses_of(outputs.requires_grad_())
+            [gradient] = torch.autograd.grad(losses.mean(1).sum(), [outputs])
+            return outputs.detach(), losses.detach(), model.backward(state.rows, kept, gradient)
+        leaves = self.leaves(state)
+        with self.workers[0].autocast():
+            outputs = self.forward(state, leaves, inputs, masks)
+        losses = losses_of(outputs)
+        found = torch.autograd.grad(losses.mean(1).sum(), leaves)
+        joined = torch.cat([gradient.reshape(len(losses), -1) for gradient in found], dim=1)
+        return outputs.detach(), losses.detach(), joined
 
     def leaves(self, state: Stacked) -> list[Tensor]:
         """The parameters as ``(w, …)`` views that gradients are taken of."""
@@ -331,32 +362,37 @@ class _Round:
         first = tree_map(lambda value: value[0], inputs)
         plan = stack.masks(first, rows)
         masks = plan.draw(rows, [self._dropping[p] for p in group], [self._rates[p] for p in group])
-        leaves = stack.leaves(state)
-        with self._workers[0].autocast():
-            outputs = stack.forward(state, leaves, inputs, masks)
-        flat = outputs.reshape(count * rows, *outputs.shape[2:])
         kind = self._workers[0].loss
-        losses = example_losses(flat, targets.reshape(-1), kind, label_smoothing=recipe.label_smoothing)
-        losses = losses.view(count, rows)
-        gradients = torch.autograd.grad(losses.mean(1).sum(), leaves)
-        joined = torch.cat([g.reshape(count, -1) for g in gradients], dim=1)
+
+        def losses_of(outputs: Tensor) -> Tensor:
+            flat = outputs.reshape(count * rows, *outputs.shape[2:])
+            smoothing = recipe.label_smoothing
+            return example_losses(flat, targets.reshape(-1), kind, label_smoothing=smoothing).view(
+                count, rows
+            )
+
+        outputs, losses, joined = stack.gradients(state, inputs, masks, losses_of)
         rates = [self._workers[p].rate_at(self._orders[p], step, len(self._batches[p])) for p in group]
         with torch.no_grad():
-            clip_rows(joined, recipe.clip_norm)
-            step_rows(
-                state.rows,
-                joined,
-                state.moments,
-                torch.tensor(rates, dtype=torch.float32, device=joined.device).unsqueeze(1),
-                self._decay,
-                recipe,
-            )
-            losses = losses.detach()
+            of_rows = torch.tensor(rates, dtype=torch.float32, device=joined.device).unsqueeze(1)
+            step_rows(state.rows, joined, state.moments, of_rows, self._decay, recipe)
             right = None
             if kind == "cross_entropy":
-                right = (flat.argmax(dim=1).view(count, rows) == targets).sum(1)
+                right = (outputs.argmax(dim=2) == targets).sum(1)
         for row, place in enumerate(group):
             self._tallies[place].add(losses[row], None if right is None else right[row], rates[row])
+
+
+def is_perceptron(worker: Worker) -> bool:
+    """Whether stacks of such workers are trained by products of matrices alone, without ``torch.vmap``."""
+    return _perceptron_of(worker) is not None
+
+
+def _perceptron_of(worker: Worker) -> Perceptron | None:
+    if worker.device.type != "cpu" or worker.spec.recipe.precision != "fp32":
+        return None
+    names = {id(p): name for name, p in worker.model.named_parameters()}
+    return Perceptron.of(worker.model, [names[id(p)] for p in parameters_of(worker.optimizer)])
 
 
 def check_alike(workers: Sequence[Worker]) -> None:

@@ -1,0 +1,235 @@
+"""Stacked perceptrons: one product of matrices for a layer of all workers, and gradients written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from hqde.models import Dropout, called_once
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A linear layer, and what comes before the next one, in this order.
+
+    Attributes:
+        linear: its name.
+        norm: name of a batch normalisation; empty if there is none.
+        eps, momentum: of the normalisation.
+        relu: whether a ReLU follows.
+        dropout: place of a dropout among the model's; -1 if there is none.
+    """
+
+    linear: str
+    norm: str = ""
+    eps: float = 0.0
+    momentum: float = 0.0
+    relu: bool = False
+    dropout: int = -1
+
+
+@dataclass
+class _Pass:
+    """What a stage keeps for its gradients."""
+
+    inputs: Tensor
+    z: Tensor
+    scale: Tensor = field(default_factory=lambda: torch.empty(0))
+    shift: Tensor = field(default_factory=lambda: torch.empty(0))
+    mean: Tensor = field(default_factory=lambda: torch.empty(0))
+    rate: Tensor = field(default_factory=lambda: torch.empty(0))
+    mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """A model that is a chain of stages, the last of them a linear layer alone.
+
+    ``torch.vmap`` would train it too; of what that takes, three quarters are spent on calls and copies.
+
+    Attributes:
+        stages: in order.
+        places: by name, where a parameter stands in a worker's row of parameters, and its shape.
+        flattens: whether it begins by making a row of each example.
+    """
+
+    stages: tuple[Stage, ...]
+    places: Mapping[str, tuple[slice, torch.Size]]
+    flattens: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, names: Sequence[str]) -> Perceptron | None:
+        """The chain that a model is; ``None`` if it is something else.
+
+        Args:
+            model: with its layers as PyTorch and HQDE make them.
+            names: of the parameters that are trained, in the order in which they stand in a row.
+
+        Example:
+            >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+            >>> [stage.linear for stage in Perceptron.of(net, [n for n, _ in net.named_parameters()]).stages]
+            ['0', '2']
+            >>> Perceptron.of(nn.Sequential(nn.Linear(2, 3), nn.Tanh()), ["0.weight", "0.bias"]) is None
+            True
+        """
+        stages, flattens = _stages(model)
+        parameters = dict(model.named_parameters())
+        if not stages or stages[-1] != Stage(stages[-1].linear) or set(names) != set(parameters):
+            return None
+        places, start = {}, 0
+        for name in names:
+            shape = parameters[name].shape
+            places[name] = (slice(start, start + shape.numel()), shape)
+            start += shape.numel()
+        return cls(tuple(stages), places, flattens)
+
+    def takes(self, inputs: object) -> bool:
+        """Whether ``forward`` can do what the model does with inputs ``(w, n, …)``."""
+        if not isinstance(inputs, Tensor) or inputs.dtype != torch.float32:
+            return False
+        normed = any(stage.norm for stage in self.stages)
+        return (inputs.ndim == 3 or self.flattens) and inputs.shape[1] > normed  # one row has no variance
+
+    def forward(
+        self, rows: Tensor, buffers: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[int, Tensor]
+    ) -> tuple[Tensor, list[Any]]:
+        """Outputs ``(w, n, c)``, and what ``backward`` needs; moves the running statistics.
+
+        Args:
+            rows: ``(w, d)`` parameters.
+            buffers: ``(w, …)`` by name.
+            inputs: ``(w, n, …)``.
+            masks: ``(w, n, f)`` of dropouts, by their places.
+        """
+        from hqde.training import stack_kernels as kernels  # numba takes half a second to import
+
+        passes: list[Any] = []
+        x = inputs.flatten(2)
+        for stage in self.stages:
+            z = self._linear(rows, stage.linear, x)
+            seen = _Pass(x, z, mask=masks.get(stage.dropout, torch.empty(0, 0, 0)))
+            passes.append(seen)
+            if stage == Stage(stage.linear):
+                x = z
+                continue
+            shape = z.shape[0], z.shape[2]
+            seen.scale, seen.shift = torch.ones(shape), torch.zeros(shape)
+            if stage.norm:
+                seen.mean, seen.rate, variance = (torch.empty(shape) for _ in range(3))
+                kernels.normalised(z.numpy(), stage.eps, *map(_array, (seen.mean, variance, seen.rate)))
+                seen.scale = self._parameter(rows, f"{stage.norm}.weight") * seen.rate
+                seen.shift = self._parameter(rows, f"{stage.norm}.bias") - seen.mean * seen.scale
+                _move_statistics(stage, buffers, seen.mean, variance, z.shape[1])
+            x = torch.empty_like(z)
+            what = map(_array, (z, seen.scale, seen.shift))
+            kernels.activated(*what, stage.relu, *map(_array, (seen.mask, x)))
+        return x, passes
+
+    def backward(self, rows: Tensor, passes: Sequence[Any], gradient: Tensor) -> Tensor:
+        """Gradients ``(w, d)`` of the parameters.
+
+        Args:
+            rows: as in ``forward``.
+            passes: what it gave.
+            gradient: ``(w, n, c)``, of its outputs.
+        """
+        from hqde.training import stack_kernels as kernels
+
+        found, gradient = torch.empty_like(rows), gradient.contiguous()
+        for stage, seen in zip(reversed(self.stages), reversed(passes), strict=True):
+            if stage != Stage(stage.linear):
+                what = map(_array, (seen.z, seen.scale, seen.shift))
+                kernels.passed_back(*what, stage.relu, *map(_array, (seen.mask, gradient)))
+            if stage.norm:
+                towards = torch.empty_like(seen.mean), torch.empty_like(seen.mean)
+                what = map(_array, (seen.z, seen.mean, seen.rate, seen.scale, gradient, *towards))
+                kernels.unnormalised(*what)
+                self._parameter(found, f"{stage.norm}.weight").copy_(towards[0])
+                self._parameter(found, f"{stage.norm}.bias").copy_(towards[1])
+            weight = f"{stage.linear}.weight"
+            self._parameter(found, weight).copy_(torch.bmm(gradient.transpose(1, 2), seen.inputs))
+            if f"{stage.linear}.bias" in self.places:
+                self._parameter(found, f"{stage.linear}.bias").copy_(gradient.sum(1))
+            if stage is not self.stages[0]:
+                gradient = torch.bmm(gradient, self._parameter(rows, weight))
+        return found
+
+    def _linear(self, rows: Tensor, name: str, x: Tensor) -> Tensor:
+        weight = self._parameter(rows, f"{name}.weight").transpose(1, 2)
+        if f"{name}.bias" not in self.places:
+            return torch.bmm(x, weight)
+        return torch.baddbmm(self._parameter(rows, f"{name}.bias").unsqueeze(1), x, weight)
+
+    def _parameter(self, rows: Tensor, name: str) -> Tensor:
+        """A view ``(w, …)``."""
+        place, shape = self.places[name]
+        return rows[:, place].view(len(rows), *shape)
+
+
+def _move_statistics(
+    stage: Stage, buffers: Mapping[str, Tensor], mean: Tensor, variance: Tensor, rows: int
+) -> None:
+    buffers[f"{stage.norm}.running_mean"].lerp_(mean, stage.momentum)
+    unbiased = variance * (rows / max(rows - 1, 1))
+    buffers[f"{stage.norm}.running_var"].lerp_(unbiased, stage.momentum)
+    buffers[f"{stage.norm}.num_batches_tracked"].add_(1)
+
+
+def _stages(model: nn.Module) -> tuple[list[Stage], bool]:
+    """The stages of a chain, nothing where the model is none; and whether it flattens its inputs first."""
+    graph, layers = called_once(model, training=True, leaves=(Dropout,))
+    nodes = [] if graph is None else list(graph.nodes)
+    stages: list[Stage] = []
+    flattens = False
+    dropouts = [id(module) for module in model.modules() if isinstance(module, Dropout)]
+    for before, node in pairwise(nodes):
+        if node.op == "output":
+            return (stages, flattens) if node.args == (before,) else ([], False)
+        layer = layers.get(node)
+        if before.op == "placeholder" and _flattens(node, layer, before):
+            flattens = True
+            continue
+        if layer is None or node.args != (before,):
+            break
+        if type(layer) is nn.Linear:
+            stages.append(Stage(str(node.target)))
+            continue
+        grown = _grown(stages[-1], layer, str(node.target), dropouts) if stages else None
+        if grown is None:
+            break
+        stages[-1] = grown
+    return [], False
+
+
+def _flattens(node: fx.Node, layer: nn.Module | None, before: fx.Node) -> bool:
+    if layer is not None:
+        return (
+            type(layer) is nn.Flatten
+            and (layer.start_dim, layer.end_dim) == (1, -1)
+            and node.args == (before,)
+        )
+    return (node.op, node.target, node.args, node.kwargs) == ("call_method", "flatten", (before, 1), {})
+
+
+def _grown(last: Stage, layer: nn.Module, name: str, dropouts: Sequence[int]) -> Stage | None:
+    """A stage with another layer; ``None`` if that does not belong there."""
+    kind = type(layer)
+    if kind is nn.Identity:
+        return last
+    if isinstance(layer, nn.BatchNorm1d) and kind is nn.BatchNorm1d and last == Stage(last.linear):
+        usual = layer.affine and layer.track_running_stats and layer.momentum is not None
+        return replace(last, norm=name, eps=layer.eps, momentum=layer.momentum or 0.0) if usual else None
+    if kind is nn.ReLU and not last.relu and last.dropout < 0:
+        return replace(last, relu=True)
+    if kind is Dropout and last.dropout < 0:
+        return replace(last, dropout=dropouts.index(id(layer)))
+    return None
+
+
+def _array(values: Tensor) -> Any:
+    return values.numpy()
