@@ -250,6 +250,8 @@ def torchensemble(task: Task, seed: int, *, jobs: int = 1) -> dict[str, float]:
 
 def hqde(task: Task, seed: int, *, precision: str = "fp32", backend: str = "local") -> dict[str, float]:
     """HQDE: an engine with a validation split, independent members."""
+    import numba  # noqa: F401 - which training imports; nobody's imports are timed
+
     from hqde.backends import make_backend
     from hqde.data import Splits, TensorExamples, infer_schema
     from hqde.models import model_spec

@@ -6,9 +6,11 @@ import json
 import math
 import re
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from hqde.aggregation import Momentum
 from hqde.backends import LocalBackend
@@ -16,6 +18,7 @@ from hqde.checkpoints import CheckpointStore
 from hqde.data import Replicate, Split
 from hqde.ensemble import make_combiner
 from hqde.errors import CheckpointError, NonFiniteError, QuorumError, WorkerError
+from hqde.models import ModelSpec
 from hqde.rounds import Engine, GroupSettings
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
 from hqde.topology import Topology
@@ -320,6 +323,46 @@ def test_early_stopping_keeps_the_best_epoch_of_the_ensemble():
     probabilities = result.ensemble.predict_proba(experiment.splits.validation)
     kept = -probabilities[torch.arange(len(targets)), targets].double().clamp_min(1e-38).log().mean()
     assert float(kept) == pytest.approx(min(losses), rel=1e-4)
+
+
+class Listening(nn.Module):
+    """Keeps the precision of every product that it makes when it does not train."""
+
+    heard: ClassVar[list[torch.dtype]] = []
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        if not self.training:
+            self.heard.append(outputs.dtype)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16-mixed", torch.bfloat16), ("fp16-mixed", torch.float16)],
+)
+def test_validation_rows_are_predicted_in_the_precision_of_training(precision, dtype):
+    experiment = replace(
+        small_experiment(num_workers=2),
+        model=ModelSpec("test_engine:Listening", {}, Listening),
+        topology=Topology.independent(),
+        dropout_rate=None,
+        recipe=Recipe(batch_size=16, precision=precision),
+        calibrate=False,
+    )
+    Listening.heard.clear()
+    result, recorder = run(experiment)
+    assert dtype in Listening.heard
+    if precision != "fp32":
+        looks = [value for value in Listening.heard if value != torch.float32]
+        assert len(looks) >= 2 * len(recorder.rounds)
+    Listening.heard.clear()
+    result.ensemble.predict_proba(experiment.splits.validation)
+    assert set(Listening.heard) == {torch.float32}  # the artefact is what it was
 
 
 def test_resuming_a_run_that_stopped_early_changes_nothing(tmp_path):

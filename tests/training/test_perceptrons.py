@@ -143,7 +143,7 @@ def test_training_gives_what_vmap_gives(optimizer, monkeypatch):
     experiment = replace(experiment, recipe=recipe)
     found = Engine(experiment, VectorisedBackend(lanes=1, threads=1)).run().ensemble
     used = []
-    monkeypatch.setattr(stacking, "_perceptron_of", used.append)
+    monkeypatch.setattr(stacking, "perceptron_of", used.append)
     expected = Engine(experiment, VectorisedBackend(lanes=1, threads=1)).run().ensemble
     assert used
     rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))

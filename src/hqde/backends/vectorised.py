@@ -19,7 +19,7 @@ from hqde.backends.local import LocalBackend
 from hqde.backends.wrapping import WrappedBackend
 from hqde.data import Examples, reads_side_by_side
 from hqde.errors import ConfigError, HqdeError, OutOfMemoryError, PreconditionError
-from hqde.training import Order, Stack, Worker, WorkerSpec, is_out_of_memory, is_perceptron, step_bytes
+from hqde.training import Order, Stack, Worker, WorkerSpec, is_out_of_memory, perceptron_of, step_bytes
 
 # Share of the free memory that the stacks may take.
 MEMORY_SHARE = 0.5
@@ -108,7 +108,7 @@ class VectorisedBackend(WrappedBackend):
             )
         self._local.start(specs, examples)
         workers = self._local.workers
-        if not self._seated and is_perceptron(workers[0]):  # so small that threads beside each other wait
+        if not self._seated and perceptron_of(workers[0]):  # so small that threads beside each other wait
             cores = usable_cores()
             self._local.seating = Seating(max(1, cores // 2), min(2, cores))
         count = len(workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,25 @@ from hqde.weights import Layout, Weights
 
 # Rows that an update is judged on, where the policy says so.
 HELD_OUT_ROWS = 512
+
+
+class InAutocast(nn.Module):
+    """A model whose products are made in another precision.
+
+    Args:
+        model: any.
+        device: the kind it is on.
+        dtype: of the products.
+    """
+
+    def __init__(self, model: nn.Module, device: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.device, self.dtype = model, device, dtype
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The model's own output."""
+        with torch.autocast(self.device, dtype=self.dtype):
+            return self.model(*inputs, **named)
 
 
 class MemberPool:
@@ -69,20 +89,28 @@ class MemberPool:
         )
 
     def validate(self, ensemble: Ensemble, backend: Backend) -> Validation:
-        """The ensemble and its members on the validation split."""
-        examples = self._experiment.splits.validation
+        """The ensemble and its members on the validation split.
+
+        Classes are predicted in the precision of training, which is where the time goes.
+        """
+        examples, precision = self._experiment.splits.validation, self._experiment.recipe.precision
+        if precision != "fp32" and ensemble.schema.task == "classification":
+            dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+            kind = torch.device(self._experiment.device).type
+            members = [m.with_model(InAutocast(m.model, kind, dtype)) for m in ensemble.members]
+            ensemble = ensemble.with_members(members)
         predictions, targets = backend.predict_members(ensemble, examples), examples.targets
         combined = ensemble.combine(predictions)
         if ensemble.schema.task == "regression":
             mean, variance = combined.unbind(dim=-1)
             error = float(rmse(mean, targets))
-            members = tuple(
+            found = tuple(
                 {"member": i, "rmse": float(rmse(p[:, 0], targets))} for i, p in enumerate(predictions)
             )
             trained_nll = ensemble.loss == "gaussian_nll"
             loss = float(gaussian_nll(mean, variance, targets)) if trained_nll else error**2
-            return Validation(loss, None, error, members, None, None)
-        members = tuple(
+            return Validation(loss, None, error, found, None, None)
+        found = tuple(
             {"member": i, "nll": float(nll(p, targets)), "accuracy": float(accuracy(p, targets))}
             for i, p in enumerate(predictions)
         )
@@ -91,7 +119,7 @@ class MemberPool:
             loss=float(nll(combined, targets)),
             accuracy=float(accuracy(combined, targets)),
             rmse=None,
-            members=members,
+            members=found,
             disagreement=float(disagreement(predictions)) if several else 0.0,
             effective_members=float(effective_members(predictions)) if several else 1.0,
         )

@@ -8,10 +8,11 @@ from hqde.training.norm_pool import NormPoolReLU, fuse_norm_pools, norm_pools
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
 from hqde.training.order import Order, count_batches, count_samples, epoch_batches
+from hqde.training.perceptrons import perceptron_of
 from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
-from hqde.training.stacking import Stack, is_perceptron
+from hqde.training.stacking import Stack
 from hqde.training.turns import Turns
 from hqde.training.worker import Worker, WorkerSpec, WorkerState
 
@@ -38,9 +39,9 @@ __all__ = [
     "fuse_norm_pools",
     "heat",
     "is_out_of_memory",
-    "is_perceptron",
     "make_optimizer",
     "norm_pools",
+    "perceptron_of",
     "perturbed",
     "resolve_device",
     "step_bytes",

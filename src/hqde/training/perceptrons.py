@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from hqde.models import Dropout, called_once
+from hqde.training.stacked_optimizers import parameters_of
+from hqde.training.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,14 @@ class Perceptron:
         """A view ``(w, …)``."""
         place, shape = self.places[name]
         return rows[:, place].view(len(rows), *shape)
+
+
+def perceptron_of(worker: Worker) -> Perceptron | None:
+    """The chain that a worker's model is, where stacks are trained as such: on CPUs, in fp32."""
+    if worker.device.type != "cpu" or worker.spec.recipe.precision != "fp32":
+        return None
+    names = {id(parameter): name for name, parameter in worker.model.named_parameters()}
+    return Perceptron.of(worker.model, [names[id(p)] for p in parameters_of(worker.optimizer)])
 
 
 def _move_statistics(

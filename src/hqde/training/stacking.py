@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,15 @@ from torch.utils._pytree import tree_map
 
 from hqde.aggregation import Update
 from hqde.data import reads_side_by_side
-from hqde.errors import OutOfMemoryError, PreconditionError
+from hqde.errors import OutOfMemoryError
 from hqde.models import Dropout, call_model, set_mask_source
 from hqde.seeding import generator, seeded
+from hqde.training.alike import check_alike
 from hqde.training.masks import MaskPlan, plan_masks
 from hqde.training.memory import is_out_of_memory
 from hqde.training.objective import example_losses
 from hqde.training.order import Order
-from hqde.training.perceptrons import Perceptron
+from hqde.training.perceptrons import perceptron_of
 from hqde.training.stacked_optimizers import (
     Moments,
     decay_of,
@@ -98,7 +99,7 @@ class Stack:
         self._names = {id(p): name for name, p in first.model.named_parameters()}
         self._dropout = [[m.p for m in w.model.modules() if isinstance(m, Dropout)] for w in self.workers]
         self._masks: MaskPlan | None = None
-        self._perceptron = _perceptron_of(first)
+        self._perceptron = perceptron_of(first)
 
     def train_round(
         self, orders: Sequence[Order], *, on_step: Callable[[int, int, int], None] | None = None
@@ -381,46 +382,3 @@ class _Round:
                 right = (outputs.argmax(dim=2) == targets).sum(1)
         for row, place in enumerate(group):
             self._tallies[place].add(losses[row], None if right is None else right[row], rates[row])
-
-
-def is_perceptron(worker: Worker) -> bool:
-    """Whether stacks of such workers are trained by products of matrices alone, without ``torch.vmap``."""
-    return _perceptron_of(worker) is not None
-
-
-def _perceptron_of(worker: Worker) -> Perceptron | None:
-    if worker.device.type != "cpu" or worker.spec.recipe.precision != "fp32":
-        return None
-    names = {id(p): name for name, p in worker.model.named_parameters()}
-    return Perceptron.of(worker.model, [names[id(p)] for p in parameters_of(worker.optimizer)])
-
-
-def check_alike(workers: Sequence[Worker]) -> None:
-    """Refuse workers that cannot stand in one stack.
-
-    Raises:
-        PreconditionError: with what differs, and the cure.
-    """
-    cure = "train them with the backend 'local'"
-    first = workers[0]
-    common = replace(first.spec.recipe, learning_rate=1.0)
-    for worker in workers[1:]:
-        if worker.layout != first.layout or worker.spec.model != first.spec.model:
-            raise PreconditionError(
-                f"workers {first.spec.worker_id} and {worker.spec.worker_id} have different architectures "
-                f"and cannot be stacked; {cure}"
-            )
-        if replace(worker.spec.recipe, learning_rate=1.0) != common:
-            raise PreconditionError(
-                f"workers {first.spec.worker_id} and {worker.spec.worker_id} differ in more of their recipe "
-                f"than the learning rate and cannot be stacked; {cure}"
-            )
-    if common.temperature:
-        raise PreconditionError(f"stacked workers take no Langevin noise (training.temperature); {cure}")
-    if common.precision == "fp16-mixed":
-        raise PreconditionError(
-            f"stacked workers have no loss scaler, which fp16-mixed needs; {cure}, or bf16"
-        )
-    wide = {p.dtype for p in first.model.parameters()}
-    if wide != {torch.float32}:
-        raise PreconditionError(f"stacked workers are float32, this model's parameters {wide}; {cure}")
