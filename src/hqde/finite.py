@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 def has_finite_sum(values: Tensor) -> bool:
@@ -15,7 +16,8 @@ def has_finite_sum(values: Tensor) -> bool:
     >>> has_finite_sum(torch.ones(3)), has_finite_sum(torch.tensor([1.0, float("nan")]))
     (True, False)
     """
-    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+    plain = values.device.type == "cpu" and not values.is_neg() and type(values) is Tensor
+    if not plain or values.dtype not in (torch.float32, torch.float64) or is_functorch_wrapped_tensor(values):
         return bool(torch.isfinite(values.sum()))
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.detach().numpy().sum()))

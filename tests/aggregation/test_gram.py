@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from hqde.aggregation import gram
+from hqde.aggregation import GeometricMedian, gram
 from hqde.aggregation.gram import BLOCK, gram_matrix, gram_parts, merge_parts
+from hqde.aggregation.summation import combined_rows
+from hqde.errors import PreconditionError
 
 
 def rows_of_all_sorts(num_rows, num_blocks):
@@ -66,3 +70,45 @@ def test_products_are_those_of_float64_however_rows_are_laid_out(num_rows, width
     )
     for other in (strided, shifted, list(rows), [row.clone() for row in rows], list(strided)):
         assert torch.equal(gram_matrix(gram_parts(other)), found)
+
+
+def test_a_rule_in_inference_mode_spoils_none_that_follows():
+    rows, shares = torch.randn(4, 100), torch.full((4,), 0.25, dtype=torch.float64)
+    with torch.inference_mode():
+        first = GeometricMedian()(rows, shares).value.clone()
+    assert torch.equal(GeometricMedian()(rows, shares).value, first)
+
+
+class Lazy(Sequence):
+    """Rows that nobody holds."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        return self.rows[place].clone()
+
+
+@pytest.mark.parametrize("width", [100, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_may_be_made_when_they_are_asked_for_or_carry_a_sign(width, dtype):
+    rows = torch.randn(4, width, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(4, dtype=torch.float64)
+    negative = torch.complex(torch.zeros_like(rows), -rows).conj().imag
+    assert negative.is_neg()
+    for other in (Lazy(rows), negative, list(negative)):
+        assert torch.equal(gram_matrix(gram_parts(other)), gram_matrix(gram_parts(rows)))
+        assert torch.equal(combined_rows(other, weights), combined_rows(rows, weights))
+
+
+def test_rows_that_do_not_fit_each_other():
+    rows = torch.randn(3, 5000)
+    with pytest.raises(PreconditionError, match=r"lengths \[3000, 5000\]"):
+        combined_rows([rows[0], rows[1, :3000], rows[2]], torch.ones(3))
+    mixed = combined_rows([rows[0], rows[1].double(), rows[2]], torch.ones(3))
+    assert torch.equal(mixed, combined_rows(rows, torch.ones(3)))
+    for dtype in (torch.float32, torch.float64):
+        assert not gram_matrix(gram_parts(torch.empty(3, 0, dtype=dtype))).any()

@@ -20,6 +20,7 @@ from hqde.ensemble import make_combiner
 from hqde.errors import CheckpointError, NonFiniteError, QuorumError, WorkerError
 from hqde.models import ModelSpec
 from hqde.rounds import Engine, GroupSettings
+from hqde.rounds.members import MemberPool
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
 from hqde.topology import Topology
 from hqde.training import Diversity, Recipe, Worker
@@ -363,6 +364,24 @@ def test_validation_rows_are_predicted_in_the_precision_of_training(precision, d
     Listening.heard.clear()
     result.ensemble.predict_proba(experiment.splits.validation)
     assert set(Listening.heard) == {torch.float32}  # the artefact is what it was
+
+
+def test_members_are_validated_in_the_precision_of_their_own_group():
+    experiment = replace(
+        small_experiment(num_workers=2),
+        model=ModelSpec("test_engine:Listening", {}, Listening),
+        topology=Topology.independent(),
+        dropout_rate=None,
+        epochs=1,
+        groups={1: GroupSettings(recipe={"precision": "bf16-mixed"})},
+        calibrate=False,
+    )
+    pool = MemberPool(experiment, {})
+    groups = ((0,), (1,))
+    ensemble = pool.ensemble(groups, [experiment.initial_weights(0)] * 2, {})
+    Listening.heard.clear()
+    pool.validate(ensemble, LocalBackend(), groups)
+    assert sorted(map(str, Listening.heard)) == ["torch.bfloat16", "torch.float32"]
 
 
 def test_resuming_a_run_that_stopped_early_changes_nothing(tmp_path):

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from hqde.aggregation import Mean
+from hqde.backends import seat_perceptrons
 from hqde.backends.vectorised import VectorisedBackend
-from hqde.models import MLP, Dropout, set_mask_source
+from hqde.models import MLP, Dropout, ModelSpec, set_mask_source
+from hqde.planning.candidates import candidates_for
 from hqde.rounds import Engine
 from hqde.testing import small_experiment
 from hqde.training import Recipe, stacking
@@ -106,9 +109,52 @@ def with_a_spare_parameter():
     return model
 
 
+def hooked_as_a_whole():
+    model = nn.Sequential(nn.Linear(6, 2))
+    model.register_forward_hook(lambda *_: None)
+    return model
+
+
+def sharing(what):
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 2))
+    setattr(model[2], what, getattr(model[0], what))
+    return model
+
+
+def scaled_only():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    model[1].bias = None
+    return model
+
+
+class Frozen(nn.Sequential):
+    """Its normalisation never trains."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+class Counts(nn.Sequential):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen.add_(1)
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        hooked_as_a_whole(),
+        sharing("weight"),
+        sharing("bias"),
+        scaled_only(),
+        Frozen(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)),
+        Counts(nn.Linear(6, 2)),
         nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)),
         nn.Sequential(nn.Linear(6, 5), nn.ReLU()),
         nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 2)),
@@ -134,6 +180,44 @@ def test_frozen_parameters_and_odd_inputs_are_left_to_vmap():
     assert not chain.takes(torch.zeros(3, 1, 6))  # one row has no variance
     assert not chain.takes(torch.zeros(3, 2, 4, 6))  # a linear layer would keep the third dimension
     assert not chain.takes(torch.zeros(3, 2, 6, dtype=torch.float64))
+
+
+class Hides(nn.Module):
+    """Its graph is that of a linear layer, which it is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.layer(x)
+
+
+@pytest.mark.parametrize(("model", "is_one"), [(Hides, False), (None, True)])
+def test_what_a_graph_does_not_show_shows_when_it_is_tried_out(model, is_one):
+    experiment = small_experiment(num_workers=4)
+    if model is not None:
+        experiment = replace(
+            experiment, model=ModelSpec("test_perceptrons:Hides", {}, model), dropout_rate=None
+        )
+    backend = VectorisedBackend(lanes=2, threads=1)
+    backend.start(experiment.worker_specs(), experiment.splits.train)
+    assert [stack.is_perceptron for stack in backend.stacks] == [True, True]
+    backend.check(torch.arange(16), Mean())
+    assert [stack.is_perceptron for stack in backend.stacks] == [is_one, is_one]
+    backend.close()
+
+
+def test_planner_and_backend_seat_perceptrons_alike():
+    experiment = small_experiment(num_workers=8)
+    backend = VectorisedBackend()
+    backend.start(experiment.worker_specs(), experiment.splits.train)
+    [found] = [way for way in candidates_for(experiment) if way.backend == "vectorised"]
+    seating = seat_perceptrons(8)
+    assert backend.lanes == found.lanes == seating.lanes
+    assert found.threads == seating.threads
+    backend.close()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -38,15 +38,6 @@ def squared_distances_to(point: Tensor, gram: Tensor) -> Tensor:
     return (gram.diagonal() - 2.0 * towards + point @ towards).clamp_min_(0.0)
 
 
-def squared_length(step: Tensor, gram: Tensor) -> float:
-    """‖Σᵢ stepᵢ xᵢ‖², for weights ``(m,)`` that sum to 0.
-
-    >>> squared_length(torch.tensor([0.5, -0.5]), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
-    1.0
-    """
-    return max(0.0, float(step @ gram @ step))
-
-
 def mixed_gram(matrix: Tensor, gram: Tensor) -> Tensor:
     """The Gram matrix ``(k + 1, k + 1)`` of k mixtures with weights ``(k, n + 1)``, and the origin.
 

@@ -127,7 +127,7 @@ def _grams(rows: Rows, columns: slice) -> list[Tensor]:
     """The Gram matrices ``(n + 1, n + 1)`` of some blocks, on the CPU; most need one product around a row."""
     blocks = [Block(rows, part) for part in slices(columns.start, columns.stop, BLOCK)]
     plain = [block for block in blocks if rows.in_place(_dtype_of(block))]  # but for the last, all or none
-    if not plain:
+    if not plain or not rows.size:
         return [_gram(block) for block in blocks]
     limits = *PRODUCT_RANGE[rows.dtype], MAX_CANCELLATION[rows.dtype]
     found, settled = rows.products_in_place(slice(columns.start, plain[-1].columns.stop), BLOCK, limits)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hqde.aggregation.threads import slices
+from hqde.errors import PreconditionError
 
 # Columns that are copied, where rows cannot be read in place.
 COPIED_AT_ONCE = 1 << 14
@@ -27,7 +28,10 @@ class Rows:
     """
 
     def __init__(self, vectors: Sequence[Tensor] | Tensor) -> None:
+        vectors = vectors if isinstance(vectors, Tensor) else list(vectors)  # held, while they are read
         first = vectors[0]
+        if any(len(vector) != len(first) for vector in vectors):
+            raise PreconditionError(f"rows of lengths {sorted({len(v) for v in vectors})} cannot be added up")
         self.vectors = vectors
         self.size, self.dtype, self.device = len(first), first.dtype, first.device
         self._begins = _begins(vectors) if self.device.type == "cpu" else None
@@ -73,7 +77,8 @@ class Rows:
     def combine(self, columns: slice, factors: Tensor, total: Tensor) -> None:
         """Put Σᵢ factorᵢ · rowᵢ into these columns of ``total (d,)``, in its dtype, the factors' too."""
         if self.device.type != "cpu":
-            torch.mv(self.copied(columns, total.dtype).T, factors, out=total[columns])
+            for part in slices(columns.start, columns.stop, COPIED_AT_ONCE):
+                torch.mv(self.copied(part, total.dtype).T, factors, out=total[part])
             return
         from hqde.aggregation import kernels
 
@@ -142,7 +147,8 @@ class Scratch(local):
         key, least = (use, dtype, device), size + 64 // dtype.itemsize
         kept = self._kept.get(key)
         if kept is None or len(kept) < least:
-            kept = self._kept[key] = torch.empty(least, dtype=dtype, device=device)
+            with torch.inference_mode(False):  # it is written to again outside
+                kept = self._kept[key] = torch.empty(least, dtype=dtype, device=device)
         skipped = -kept.data_ptr() % 64 // dtype.itemsize
         return kept[skipped : skipped + size]
 
@@ -150,7 +156,8 @@ class Scratch(local):
         """``(size,)``, on the CPU; not to be written to."""
         kept = self._kept.get(("zeros", dtype))
         if kept is None or len(kept) < size:
-            kept = self._kept["zeros", dtype] = torch.zeros(size, dtype=dtype)
+            with torch.inference_mode(False):
+                kept = self._kept["zeros", dtype] = torch.zeros(size, dtype=dtype)
         return kept[:size]
 
 
@@ -169,8 +176,12 @@ def _workspace(count: int, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _begins(vectors: Sequence[Tensor] | Tensor) -> Any:
-    """``(n,)`` int64: the addresses of the vectors; ``None`` if one is not contiguous."""
+    """``(n,)`` int64: addresses of the vectors; ``None`` if they are not plain numbers in a row."""
     if isinstance(vectors, Tensor):
         first, step = vectors.data_ptr(), vectors.stride(0) * vectors.element_size()
-        return first + step * np.arange(len(vectors)) if vectors.stride(1) == 1 else None
-    return np.array([v.data_ptr() for v in vectors]) if all(v.stride(0) == 1 for v in vectors) else None
+        plain = vectors.stride(1) == 1 and not vectors.is_neg()
+        return first + step * np.arange(len(vectors)) if plain else None
+    kind = vectors[0].dtype, vectors[0].device, 1, False
+    if any((v.dtype, v.device, v.stride(0), v.is_neg()) != kind for v in vectors):
+        return None
+    return np.array([vector.data_ptr() for vector in vectors])

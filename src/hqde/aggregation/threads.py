@@ -29,11 +29,12 @@ def spread(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Res
     if num_helpers < 1:
         return [work(piece) for piece in pieces]
     found: dict[int, Result] = {}
-    left = iter(enumerate(pieces))
+    left, inference = iter(enumerate(pieces)), torch.is_inference_mode_enabled()
 
     def help_out() -> None:
-        for place, piece in left:  # whoever is free takes the next
-            found[place] = work(piece)
+        with torch.inference_mode(inference):  # is a thread's own
+            for place, piece in left:  # whoever is free takes the next
+                found[place] = work(piece)
 
     helpers = [_pool(num_helpers).submit(help_out) for _ in range(num_helpers)]
     try:

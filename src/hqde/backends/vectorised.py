@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hqde.aggregation import Rule
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
-from hqde.backends.cores import Seating, torch_threads, usable_cores
+from hqde.backends.cores import seat_perceptrons, torch_threads
 from hqde.backends.lanes import Board, Lanes
 from hqde.backends.local import LocalBackend
 from hqde.backends.wrapping import WrappedBackend
@@ -108,9 +108,8 @@ class VectorisedBackend(WrappedBackend):
             )
         self._local.start(specs, examples)
         workers = self._local.workers
-        if not self._seated and perceptron_of(workers[0]):  # so small that threads beside each other wait
-            cores = usable_cores()
-            self._local.seating = Seating(max(1, cores // 2), min(2, cores))
+        if not self._seated and perceptron_of(workers[0]):
+            self._local.seating = seat_perceptrons(len(workers))
         count = len(workers)
         size = -(-count // self.lanes)
         size = min(size, self._most or size, _fitting(workers[0], self.lanes))
@@ -124,6 +123,9 @@ class VectorisedBackend(WrappedBackend):
         try:
             with _said_of(stack.workers[0]):
                 stack.try_out(index)
+            if not stack.is_perceptron:
+                for other in self.stacks:
+                    other.use_vmap()
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             name = stack.workers[0].spec.model.name
             raise PreconditionError(

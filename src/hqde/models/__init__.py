@@ -9,7 +9,7 @@ from hqde.models.normalization import NORMS
 from hqde.models.resnet import ResNet18
 from hqde.models.resolution import BUILT_IN, ModelFactory
 from hqde.models.spec import JSON, ModelSpec, model_spec
-from hqde.models.tracing import called_once, flows_alike
+from hqde.models.tracing import called_once, flows_alike, is_hooked
 
 __all__ = [
     "BUILT_IN",
@@ -29,6 +29,7 @@ __all__ = [
     "draw_mask",
     "flows_alike",
     "halves",
+    "is_hooked",
     "model_spec",
     "set_mask_source",
 ]

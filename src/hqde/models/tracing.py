@@ -44,7 +44,7 @@ def called_once(
     return graph, {
         node: layer
         for node, layer in found.items()
-        if node.args and not node.kwargs and names[id(layer)] == 1 and not _is_hooked(layer)
+        if node.args and not node.kwargs and names[id(layer)] == 1 and not is_hooked(layer)
     }
 
 
@@ -75,7 +75,8 @@ def _traced(model: nn.Module, *, training: bool, leaves: tuple[type[nn.Module], 
             return None
 
 
-def _is_hooked(layer: nn.Module) -> bool:
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether anybody has put a hook on a layer's calls."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(layer, kind) for kind in kinds)
 

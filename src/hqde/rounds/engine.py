@@ -326,7 +326,7 @@ class Engine:
             return None
         efficiency = {o.worker_id: o.efficiency for o in outcomes if isinstance(o, Update)}
         ensemble = self._pool.ensemble(plan.groups, state.committed, efficiency)
-        return self._pool.validate(ensemble, self._backend)
+        return self._pool.validate(ensemble, self._backend, plan.groups)
 
     # -- start and end -----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from hqde.rounds.events import Validation
 from hqde.rounds.experiment import Experiment
 from hqde.seeding import seeded
 from hqde.topology import Groups
-from hqde.training import INITIAL_EFFICIENCY
+from hqde.training import INITIAL_EFFICIENCY, Precision
 from hqde.weights import Layout, Weights
 
 # Rows that an update is judged on, where the policy says so.
@@ -88,17 +88,16 @@ class MemberPool:
             provenance=self._provenance,
         )
 
-    def validate(self, ensemble: Ensemble, backend: Backend) -> Validation:
+    def validate(self, ensemble: Ensemble, backend: Backend, groups: Groups) -> Validation:
         """The ensemble and its members on the validation split.
 
-        Classes are predicted in the precision of training, which is where the time goes.
+        Classes are predicted in the precision that a member is trained in, because that is quicker.
         """
-        examples, precision = self._experiment.splits.validation, self._experiment.recipe.precision
-        if precision != "fp32" and ensemble.schema.task == "classification":
-            dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
-            kind = torch.device(self._experiment.device).type
-            members = [m.with_model(InAutocast(m.model, kind, dtype)) for m in ensemble.members]
-            ensemble = ensemble.with_members(members)
+        examples = self._experiment.splits.validation
+        if ensemble.schema.task == "classification":
+            precisions = [self._experiment.recipe_of(group[0]).precision for group in groups]
+            pairs = zip(ensemble.members, precisions, strict=True)
+            ensemble = ensemble.with_members([self._as_trained(*pair) for pair in pairs])
         predictions, targets = backend.predict_members(ensemble, examples), examples.targets
         combined = ensemble.combine(predictions)
         if ensemble.schema.task == "regression":
@@ -153,6 +152,12 @@ class MemberPool:
         if ensemble.loss == "gaussian_nll":
             return float(gaussian_nll(mean, variance, rows.targets))
         return float(rmse(mean, rows.targets)) ** 2
+
+    def _as_trained(self, member: Member, precision: Precision) -> Member:
+        if precision == "fp32":
+            return member
+        dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+        return member.with_model(InAutocast(member.model, torch.device(self._experiment.device).type, dtype))
 
     def _model(self, index: int, worker: int) -> nn.Module:
         if index not in self._models:

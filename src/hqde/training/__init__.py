@@ -8,7 +8,7 @@ from hqde.training.norm_pool import NormPoolReLU, fuse_norm_pools, norm_pools
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import make_optimizer
 from hqde.training.order import Order, count_batches, count_samples, epoch_batches
-from hqde.training.perceptrons import perceptron_of
+from hqde.training.perceptrons import Perceptron, perceptron_of
 from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
@@ -22,6 +22,7 @@ __all__ = [
     "Loss",
     "NormPoolReLU",
     "Order",
+    "Perceptron",
     "Perturbation",
     "Precision",
     "Recipe",

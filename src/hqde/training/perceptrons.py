@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from hqde.models import Dropout, called_once
+from hqde.models import Dropout, called_once, is_hooked
 from hqde.training.stacked_optimizers import parameters_of
 from hqde.training.worker import Worker
 
@@ -80,8 +80,12 @@ class Perceptron:
             True
         """
         stages, flattens = _stages(model)
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        used = {stage.linear for stage in stages} | {stage.norm for stage in stages if stage.norm}
+        values = [*parameters, *dict(model.named_buffers())]
         if not stages or stages[-1] != Stage(stages[-1].linear) or set(names) != set(parameters):
+            return None
+        if any(name.rpartition(".")[0] not in used for name in values) or _does_more(model):
             return None
         places, start = {}, 0
         for name in names:
@@ -216,6 +220,12 @@ def _stages(model: nn.Module) -> tuple[list[Stage], bool]:
     return [], False
 
 
+def _does_more(model: nn.Module) -> bool:
+    """Whether a model, or a layer, has a mode of its own, or hooks, which its graph does not show."""
+    own_mode = any(type(module).train is not nn.Module.train for module in model.modules())
+    return own_mode or any(is_hooked(module) for module in model.modules())
+
+
 def _flattens(node: fx.Node, layer: nn.Module | None, before: fx.Node) -> bool:
     if layer is not None:
         return (
@@ -232,7 +242,8 @@ def _grown(last: Stage, layer: nn.Module, name: str, dropouts: Sequence[int]) ->
     if kind is nn.Identity:
         return last
     if isinstance(layer, nn.BatchNorm1d) and kind is nn.BatchNorm1d and last == Stage(last.linear):
-        usual = layer.affine and layer.track_running_stats and layer.momentum is not None
+        usual = layer.track_running_stats and layer.momentum is not None
+        usual = usual and layer.weight is not None and layer.bias is not None
         return replace(last, norm=name, eps=layer.eps, momentum=layer.momentum or 0.0) if usual else None
     if kind is nn.ReLU and not last.relu and last.dropout < 0:
         return replace(last, relu=True)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from hqde.aggregation import Update
 from hqde.data import reads_side_by_side
 from hqde.errors import OutOfMemoryError
-from hqde.models import Dropout, call_model, set_mask_source
+from hqde.models import Dropout, set_mask_source
 from hqde.seeding import generator, seeded
 from hqde.training.alike import check_alike
 from hqde.training.masks import MaskPlan, plan_masks
@@ -23,8 +22,8 @@ from hqde.training.memory import is_out_of_memory
 from hqde.training.objective import example_losses
 from hqde.training.order import Order
 from hqde.training.perceptrons import perceptron_of
+from hqde.training.stacked import Calling, Stacked
 from hqde.training.stacked_optimizers import (
-    Moments,
     decay_of,
     parameters_of,
     read_moments,
@@ -33,49 +32,6 @@ from hqde.training.stacked_optimizers import (
 )
 from hqde.training.tally import Tally
 from hqde.training.worker import Worker
-
-
-@dataclass
-class Stacked:
-    """The state of w workers: what a step reads and changes in place.
-
-    Attributes:
-        rows: ``(w, d)`` trained parameters, in the order of the optimizers.
-        buffers: by name, ``(w, …)``; with parameters that are frozen.
-        moments: of the optimizers.
-    """
-
-    rows: Tensor
-    buffers: dict[str, Tensor]
-    moments: Moments
-
-    def take(self, index: Tensor) -> Stacked:
-        """Copies of some workers' rows."""
-        return Stacked(
-            self.rows[index],
-            {name: value[index] for name, value in self.buffers.items()},
-            {name: value[index] for name, value in self.moments.items()},
-        )
-
-    def put(self, index: Tensor, some: Stacked) -> None:
-        """Put back what ``take`` gave."""
-        self.rows[index] = some.rows
-        for name, value in some.buffers.items():
-            self.buffers[name][index] = value
-        for name, value in some.moments.items():
-            self.moments[name][index] = value
-
-
-class Calling(nn.Module):
-    """A model that is called with one argument, whatever its inputs are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: object) -> Tensor:
-        """As ``call_model``."""
-        return call_model(self.model, inputs)  # type: ignore[arg-type]
 
 
 class Stack:
@@ -167,23 +123,38 @@ class Stack:
         return failed
 
     def try_out(self, index: Tensor) -> None:
-        """A forward and a backward pass of these rows, without a step; what is wrong is raised."""
+        """A forward and a backward pass of these rows, without a step; what is wrong is raised.
+
+        A model that its graph makes a perceptron of is none if it does something else than that says.
+        """
         worker = self.workers[0]
-        state = self._read(self.workers[:2])
+        state, again = self._read(self.workers[:2]), self._read(self.workers[:2])
         count = len(state.rows)
         inputs, _ = worker.batch(index, None)
         plan = self.masks(inputs, len(index))
         rates = self._dropout[:count]
         draws = [generator(worker.spec.seed, "stack", place, device=worker.device) for place in range(count)]
         leaves = self.leaves(state)
-        both = tree_map(lambda value: torch.stack([value] * count), inputs)
+        both, masks = (
+            tree_map(lambda value: torch.stack([value] * count), inputs),
+            plan.draw(len(index), draws, rates),
+        )
         with worker.autocast():
-            outputs = self.forward(state, leaves, both, plan.draw(len(index), draws, rates))
-        gradients = torch.autograd.grad(outputs.float().sum(), leaves, allow_unused=True)
+            outputs = self.forward(state, leaves, both, masks)
+        pull = torch.linspace(-1.0, 1.0, outputs.numel(), device=outputs.device).view_as(outputs)
+        gradients = torch.autograd.grad((outputs.float() * pull).sum(), leaves, allow_unused=True)
         names = [self._names[id(p)] for p in parameters_of(worker.optimizer)]
         unused = [name for name, found in zip(names, gradients, strict=True) if found is None]
         if unused:
             raise RuntimeError(f"its outputs do not depend on {', '.join(unused)}")
+        if self._perceptron is not None and self._perceptron.takes(both):
+            found, kept = self._perceptron.forward(*self._flat(again), both, self._by_place(plan, masks))
+            joined = torch.cat([gradient.reshape(count, -1) for gradient in gradients], dim=1)
+            alike = _are_alike(found, outputs) and _are_alike(
+                self._perceptron.backward(again.rows, kept, pull), joined
+            )
+            if not alike or not all(_are_alike(again.buffers[n], b) for n, b in state.buffers.items()):
+                self._perceptron = None
 
     def forward(
         self, state: Stacked, leaves: Sequence[Tensor], inputs: object, masks: tuple[Tensor, ...]
@@ -222,9 +193,8 @@ class Stack:
         """
         model = self._perceptron
         if model is not None and isinstance(inputs, Tensor) and model.takes(inputs):
-            places = [call.layer for call in self.masks(inputs[0], inputs.shape[1]).calls]
-            buffers = {name.removeprefix("model."): value for name, value in state.buffers.items()}
-            outputs, kept = model.forward(state.rows, buffers, inputs, dict(zip(places, masks, strict=True)))
+            by_place = self._by_place(self.masks(inputs[0], inputs.shape[1]), masks)
+            outputs, kept = model.forward(*self._flat(state), inputs, by_place)
             losses = losses_of(outputs.requires_grad_())
             [gradient] = torch.autograd.grad(losses.mean(1).sum(), [outputs])
             return outputs.detach(), losses.detach(), model.backward(state.rows, kept, gradient)
@@ -251,6 +221,23 @@ class Stack:
         if self._masks is None:
             self._masks = plan_masks(self._calling, inputs, rows, autocast=self.workers[0].autocast())
         return self._masks
+
+    @property
+    def is_perceptron(self) -> bool:
+        """Whether it is trained without ``torch.vmap``."""
+        return self._perceptron is not None
+
+    def use_vmap(self) -> None:
+        """Do not train it as a perceptron."""
+        self._perceptron = None
+
+    @staticmethod
+    def _flat(state: Stacked) -> tuple[Tensor, dict[str, Tensor]]:
+        return state.rows, {name.removeprefix("model."): value for name, value in state.buffers.items()}
+
+    @staticmethod
+    def _by_place(plan: MaskPlan, masks: tuple[Tensor, ...]) -> dict[int, Tensor]:
+        return {call.layer: mask for call, mask in zip(plan.calls, masks, strict=True)}
 
     def _read(self, workers: Sequence[Worker]) -> Stacked:
         rows = torch.stack(
@@ -382,3 +369,9 @@ class _Round:
                 right = (outputs.argmax(dim=2) == targets).sum(1)
         for row, place in enumerate(group):
             self._tallies[place].add(losses[row], None if right is None else right[row], rates[row])
+
+
+def _are_alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether values differ by no more than rounding, for the largest of them."""
+    expected = expected.float()
+    return bool((found.float() - expected).abs().max() <= 1e-3 * expected.abs().max().clamp_min(1.0))

@@ -150,7 +150,7 @@ class Worker:
         self.layout.write(self._beginning(order), self.model, with_buffers=not own_buffers)
         if order.fresh_optimizer:
             self.optimizer = make_optimizer(self.model, self.spec.recipe)
-        if not self.model.training:  # to go through all layers takes as long as a step of small ones
+        if not all(module.training for module in self.model.modules()):  # to set it takes far longer
             self.model.train()
         return list(epoch_batches(order, seed=self.spec.seed, batch_size=self.spec.recipe.batch_size))
 
