@@ -135,7 +135,8 @@ def block_products(
     """``centred_products`` around the first vector, of every block of columns.
 
     Args:
-        addresses: ``(m,)`` int64: where the ``size`` numbers of each vector begin.
+        addresses: ``(m,)`` int64: where the ``size`` numbers of each vector begin; of the last one there are
+            ``block``, the same for all.
         block: columns of a block; the last one may have fewer.
         limits: the least and the greatest product to be trusted, and ``cancellation`` of ``has_close_pair``.
         points, sums: as there.
@@ -153,7 +154,7 @@ def block_products(
             largest = max(largest, products[i, i])
         in_range = in_range and (largest == 0.0 or low < largest)
         settled[place] = in_range and not has_close_pair(products, cancellation)
-        moved += block * points.itemsize
+        moved[:-1] += block * points.itemsize
 
 
 @compiled()

@@ -68,7 +68,7 @@ class Rows:
         count, points = -(-size // block), len(self) + 1
         found = torch.zeros(count, points, points, dtype=torch.float64)
         settled = np.empty(count, bool)
-        origin = scratch.zeros(size, self.dtype).data_ptr()
+        origin = scratch.zeros(min(size, block), self.dtype).data_ptr()
         addresses = np.append(self.addresses(columns, self.dtype), origin)
         space = _workspace(points, self.dtype)
         kernels.block_products(addresses, size, block, limits, *space, found.numpy(), settled)
