@@ -23,7 +23,7 @@ def test_plan_names_the_quickest_and_remembers(hqde, table):
     assert done.code == 0
     plan = json.loads(done.out)
     assert plan["predicted_s"] == min(c["predicted_s"] for c in plan["candidates"] if c["predicted_s"])
-    assert plan["settings"]["run.backend"] == "local"
+    assert plan["settings"]["run.backend"] in ("local", "vectorised")  # whichever was quicker here
     assert {c["candidate"]["precision"] for c in plan["candidates"]} == {"fp32", "bf16-mixed"}
     again = hqde("plan", "--data", table, "--workers", 2, "--epochs", 1)
     assert "quickest: --set run.backend=local" in again.out
@@ -36,11 +36,11 @@ def test_plan_names_the_quickest_and_remembers(hqde, table):
 def test_auto_trains_the_planned_way_and_tells_both_times(hqde, table, tmp_path):
     done = hqde("train", "--data", table, "--workers", 2, "--epochs", 2, "--backend", "auto", "--out", "run")
     assert done.code == 0
-    assert "planned: local" in done.err
     assert "planned " in done.out
     assert " s, took " in done.out
     run = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["run"]
-    assert run["backend"] == "local"
+    assert run["backend"] in ("local", "vectorised")  # whichever was quicker here
+    assert f"planned: {run['backend']}" in done.err
     assert run["lanes"] >= 1
     assert run["threads"] >= 1
     resumed = hqde("train", "--resume", "--out", "run", "--backend", "auto")
