@@ -32,10 +32,13 @@ def test_blocks_that_were_freed_cost_no_page_faults_again() -> None:
     with freed_memory_kept():
         for _ in range(10):
             blocks_in_turn()
-        before = page_faults()
-        for _ in range(10):
-            blocks_in_turn()
-        assert page_faults() - before < 6_656  # a tenth of the pages: other threads have faults of their own
+        faults = []
+        for _ in range(3):  # the heap of a process that is not new may need a block more at first
+            before = page_faults()
+            for _ in range(10):
+                blocks_in_turn()
+            faults.append(page_faults() - before)
+        assert min(faults) < 500  # of 66 560 pages
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

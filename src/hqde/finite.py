@@ -21,3 +21,12 @@ def has_finite_sum(values: Tensor) -> bool:
         return bool(torch.isfinite(values.sum()))
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.detach().numpy().sum()))
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite; quick, unless their sum is not.
+
+    >>> is_finite(torch.tensor([1e38, 3e38])), is_finite(torch.tensor([1.0, float("inf")]))
+    (True, False)
+    """
+    return has_finite_sum(values) or bool(torch.isfinite(values).all())

@@ -15,7 +15,7 @@ from hqde.aggregation.network import Comparator
 from hqde.aggregation.rule import Basis, Decision, FaultBound
 from hqde.aggregation.threads import slices, spread
 from hqde.errors import NonFiniteError
-from hqde.finite import has_finite_sum
+from hqde.finite import is_finite
 
 # Columns of a chunk: on the processor few enough to stay in its cache, and enough that comparing two rows
 # costs more than asking for it. Chunks begin at multiples of BLOCK, so that a shard has the chunks of the
@@ -124,7 +124,7 @@ def _loaded(rows: Sequence[Tensor] | Tensor, columns: slice, space: Tensor) -> T
     else:
         for target, row in zip(chunk, rows, strict=True):
             target.copy_(row[columns])
-    if not has_finite_sum(chunk) and not bool(torch.isfinite(chunk).all()):
+    if not is_finite(chunk):
         raise NonFiniteError("a row holds NaN or infinity: admit updates before a rule sees them.")
     return chunk
 

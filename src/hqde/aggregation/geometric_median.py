@@ -59,12 +59,12 @@ class GeometricMedian(WeighingRule):
 
     def decide(self, gram: Tensor | None, shares: Tensor) -> Decision:
         """Weights ∝ shareᵢ / distanceᵢ at the optimum."""
+        from hqde.aggregation import kernels  # numba takes half a second to import
+
         self.check_bound(len(shares))
         shares = shares.double()
         check_majority(self.name, shares, self.num_byzantine)
         gram = needed(gram, self.name)[:-1, :-1]
-        from hqde.aggregation import kernels  # numba takes half a second to import
-
         weights = torch.empty_like(shares)
         products = gram.contiguous().numpy()
         limits = self.tolerance, self.max_iterations, ROUNDING

@@ -20,7 +20,7 @@ from torch import Tensor
 from hqde.aggregation.products import Block, Rows
 from hqde.aggregation.threads import slices, spread_runs
 from hqde.errors import NonFiniteError
-from hqde.finite import has_finite_sum
+from hqde.finite import is_finite
 
 # Columns per block. Shards of a distributed aggregation are cut at multiples of it.
 BLOCK = 1 << 14
@@ -119,7 +119,7 @@ def is_measurable(row: Tensor) -> bool:
     (True, False)
     """
     if row.dtype != torch.float64:
-        return has_finite_sum(row) or bool(torch.isfinite(row).all())
+        return is_finite(row)
     return not len(row) or bool(row.abs().max() <= MAX_MAGNITUDE)
 
 

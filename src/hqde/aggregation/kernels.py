@@ -185,7 +185,7 @@ def geometric_median(
         for i in range(count):
             distances[i] = np.sqrt(max(gram[i, i] - 2.0 * towards[i] + middle, 0.0))
         if iteration == 1:
-            least = rounding * _share_median(distances, shares) + TINY
+            least = rounding * _share_median(distances, shares, rounding) + TINY
         total = 0.0
         for i in range(count):
             distances[i] = shares[i] / max(distances[i], least)
@@ -257,10 +257,10 @@ def _times(gram: Any, weights: Any, towards: Any) -> float:
 
 
 @compiled()
-def _share_median(values: Any, shares: Any) -> float:
+def _share_median(values: Any, shares: Any, rounding: float) -> float:
     """The smallest of the values that half of the shares do not exceed."""
     order = np.argsort(values, kind="mergesort")
-    half, reached = 0.5 * shares.sum() * (1.0 - 1e-13), 0.0
+    half, reached = 0.5 * shares.sum() * (1.0 - rounding), 0.0
     for place in order:
         reached += shares[place]
         if reached >= half:

@@ -30,7 +30,7 @@ class Rows:
     def __init__(self, vectors: Sequence[Tensor] | Tensor) -> None:
         vectors = vectors if isinstance(vectors, Tensor) else list(vectors)  # held, while they are read
         first = vectors[0]
-        if any(len(vector) != len(first) for vector in vectors):
+        if not isinstance(vectors, Tensor) and any(len(vector) != len(first) for vector in vectors):
             raise PreconditionError(f"rows of lengths {sorted({len(v) for v in vectors})} cannot be added up")
         self.vectors = vectors
         self.size, self.dtype, self.device = len(first), first.dtype, first.device

@@ -13,7 +13,7 @@ from torch import Tensor
 from hqde.aggregation.gram import gram_matrix, gram_parts, is_measurable
 from hqde.aggregation.summation import weighted_sum
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError
-from hqde.finite import has_finite_sum
+from hqde.finite import has_finite_sum, is_finite
 
 Basis = Literal["shares", "gram", "columns"]
 
@@ -124,7 +124,7 @@ class Rule(ABC):
             found = self._aggregate(rows, shares)
         except NonFiniteError:
             return self._without_nonfinite(rows, shares)
-        if not has_finite_sum(found.value) and not all(bool(torch.isfinite(row).all()) for row in rows):
+        if not has_finite_sum(found.value) and not all(is_finite(row) for row in rows):
             return self._without_nonfinite(rows, shares)
         return found
 

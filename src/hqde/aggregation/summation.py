@@ -51,6 +51,8 @@ def combined_rows(rows: Sequence[Tensor] | Tensor, weights: Tensor) -> Tensor:
     Example:
         >>> combined_rows(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([0.5, 0.5]))
         tensor([2., 4.])
+        >>> combined_rows(torch.tensor([[1.0], [float("nan")]]), torch.tensor([2.0, 0.0]))
+        tensor([2.])
     """
     first, counting = rows[0], weights.nonzero().flatten().tolist()
     if not counting:

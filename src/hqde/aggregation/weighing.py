@@ -20,17 +20,8 @@ class WeighingRule(FaultBound):
 
     def combine(self, rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
         """The weighted sum of the rows that count."""
-        return sum_counting(rows, decision)
-
-
-def sum_counting(rows: Sequence[Tensor] | Tensor, decision: Decision) -> Tensor:
-    """Σᵢ weightᵢ · rowᵢ over rows whose weight is not 0; the others are not read.
-
-    >>> sum_counting(torch.tensor([[1.0], [float("nan")]]), Decision(weights=torch.tensor([2.0, 0.0])))
-    tensor([2.])
-    """
-    assert decision.weights is not None
-    return combined_rows(rows, decision.weights)
+        assert decision.weights is not None
+        return combined_rows(rows, decision.weights)
 
 
 def needed(gram: Tensor | None, rule: str) -> Tensor:

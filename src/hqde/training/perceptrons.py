@@ -34,6 +34,11 @@ class Stage:
     relu: bool = False
     dropout: int = -1
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing follows."""
+        return self == Stage(self.linear)
+
 
 @dataclass
 class _Pass:
@@ -83,7 +88,7 @@ class Perceptron:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         used = {stage.linear for stage in stages} | {stage.norm for stage in stages if stage.norm}
         values = [*parameters, *dict(model.named_buffers())]
-        if not stages or stages[-1] != Stage(stages[-1].linear) or set(names) != set(parameters):
+        if not stages or not stages[-1].bare or set(names) != set(parameters):
             return None
         if any(name.rpartition(".")[0] not in used for name in values) or _does_more(model):
             return None
@@ -103,7 +108,7 @@ class Perceptron:
 
     def forward(
         self, rows: Tensor, buffers: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[int, Tensor]
-    ) -> tuple[Tensor, list[Any]]:
+    ) -> tuple[Tensor, list[_Pass]]:
         """Outputs ``(w, n, c)``, and what ``backward`` needs; moves the running statistics.
 
         Args:
@@ -114,13 +119,13 @@ class Perceptron:
         """
         from hqde.training import stack_kernels as kernels  # numba takes half a second to import
 
-        passes: list[Any] = []
+        passes: list[_Pass] = []
         x = inputs.flatten(2)
         for stage in self.stages:
             z = self._linear(rows, stage.linear, x)
             seen = _Pass(x, z, mask=masks.get(stage.dropout, torch.empty(0, 0, 0)))
             passes.append(seen)
-            if stage == Stage(stage.linear):
+            if stage.bare:
                 x = z
                 continue
             shape = z.shape[0], z.shape[2]
@@ -136,7 +141,7 @@ class Perceptron:
             kernels.activated(*what, stage.relu, *map(_array, (seen.mask, x)))
         return x, passes
 
-    def backward(self, rows: Tensor, passes: Sequence[Any], gradient: Tensor) -> Tensor:
+    def backward(self, rows: Tensor, passes: Sequence[_Pass], gradient: Tensor) -> Tensor:
         """Gradients ``(w, d)`` of the parameters.
 
         Args:
@@ -148,7 +153,7 @@ class Perceptron:
 
         found, gradient = torch.empty_like(rows), gradient.contiguous()
         for stage, seen in zip(reversed(self.stages), reversed(passes), strict=True):
-            if stage != Stage(stage.linear):
+            if not stage.bare:
                 what = map(_array, (seen.z, seen.scale, seen.shift))
                 kernels.passed_back(*what, stage.relu, *map(_array, (seen.mask, gradient)))
             if stage.norm:
@@ -241,7 +246,7 @@ def _grown(last: Stage, layer: nn.Module, name: str, dropouts: Sequence[int]) ->
     kind = type(layer)
     if kind is nn.Identity:
         return last
-    if isinstance(layer, nn.BatchNorm1d) and kind is nn.BatchNorm1d and last == Stage(last.linear):
+    if isinstance(layer, nn.BatchNorm1d) and kind is nn.BatchNorm1d and last.bare:
         usual = layer.track_running_stats and layer.momentum is not None
         usual = usual and layer.weight is not None and layer.bias is not None
         return replace(last, norm=name, eps=layer.eps, momentum=layer.momentum or 0.0) if usual else None
