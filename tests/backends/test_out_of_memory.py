@@ -14,7 +14,7 @@ from hqde.backends import Failure, LocalBackend, VectorisedBackend
 from hqde.errors import HqdeError, OutOfMemoryError
 from hqde.rounds import Engine, RoundLog
 from hqde.testing import orders_of, small_experiment
-from hqde.training import Recipe, is_out_of_memory, stacking
+from hqde.training import Recipe, is_out_of_memory, stacking, vmapped
 from hqde.training.worker import Worker
 
 CPU = (
@@ -180,7 +180,7 @@ def test_the_first_rows_that_do_not_fit_say_so_and_not_that_the_model_cannot_be_
 
 def test_what_a_step_held_is_free_before_a_smaller_one_begins(monkeypatch):
     held, alive, refused = [], [], []
-    leaves, step_rows = stacking.Stack.leaves, stacking.step_rows
+    leaves, step_rows = vmapped.Vmapped.leaves, vmapped.step_rows
 
     def watched(stack, state):
         alive.extend(ref for ref in held if ref() is not None)
@@ -197,8 +197,9 @@ def test_what_a_step_held_is_free_before_a_smaller_one_begins(monkeypatch):
     setting = experiment()
     backend = VectorisedBackend(lanes=1, threads=1)
     backend.start(setting.worker_specs(), setting.splits.train)
-    monkeypatch.setattr(stacking.Stack, "leaves", watched)
-    monkeypatch.setattr(stacking, "step_rows", short)
+    backend.stacks[0].use_vmap()
+    monkeypatch.setattr(vmapped.Vmapped, "leaves", watched)
+    monkeypatch.setattr(vmapped, "step_rows", short)
     gc.disable()
     try:
         assert len(list(backend.train(orders_of(setting)))) == 4
@@ -206,13 +207,15 @@ def test_what_a_step_held_is_free_before_a_smaller_one_begins(monkeypatch):
         gc.enable()
         backend.close()
     assert refused == [4]
+    assert held
     assert alive == []
 
 
 def test_memory_that_ends_while_workers_are_given_their_moments_changes_none_of_them(monkeypatch):
     setting = experiment()
+    monkeypatch.setattr(stacking, "perceptron_of", lambda worker: None)
     small = trained(VectorisedBackend(lanes=1, threads=1, stacked=2), setting)
-    write, refused = stacking.write_moments, []
+    write, refused = vmapped.write_moments, []
 
     def short(moments, optimizers, recipe):
         copies = iter(range(1000))
@@ -227,7 +230,7 @@ def test_memory_that_ends_while_workers_are_given_their_moments_changes_none_of_
             patch.setattr(torch.Tensor, "clone", clone)
             write(moments, optimizers, recipe)
 
-    monkeypatch.setattr(stacking, "write_moments", short)
+    monkeypatch.setattr(vmapped, "write_moments", short)
     assert_same(trained(VectorisedBackend(lanes=1, threads=1), setting), small)
     assert refused == [4]
 

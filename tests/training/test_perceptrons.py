@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from hqde.aggregation import Mean
-from hqde.backends import seat_perceptrons
 from hqde.backends.vectorised import VectorisedBackend
 from hqde.models import MLP, Dropout, ModelSpec, set_mask_source
-from hqde.planning.candidates import candidates_for
 from hqde.rounds import Engine
 from hqde.testing import small_experiment
 from hqde.training import Recipe, stacking
+from hqde.training.masks import plan_masks
+from hqde.training.optimizers import make_optimizer
+from hqde.training.perceptron_steps import StackedPerceptrons
 from hqde.training.perceptrons import Perceptron
+from hqde.training.stack_kernels import sgd_row
+from hqde.training.stacked import Stacked
 from hqde.training.stacked_optimizers import BETAS, EPSILON, step_rows
+from hqde.weights import Layout
 
 WORKERS, ROWS = 3, 7
 
 
-def chains():
+def chains(outputs):
     return {
-        "mlp": MLP((2, 3), 4, hidden=(5, 6)),
-        "linear": nn.Sequential(nn.Linear(6, 3)),
-        "no norm": nn.Sequential(nn.Flatten(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2)),
+        "mlp": MLP((2, 3), outputs, hidden=(5, 6)),
+        "linear": nn.Sequential(nn.Linear(6, outputs)),
+        "no norm": nn.Sequential(nn.Flatten(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, outputs)),
         "norm alone": nn.Sequential(
-            nn.Linear(6, 5), nn.BatchNorm1d(5, eps=1e-3, momentum=0.3), nn.Linear(5, 2)
+            nn.Linear(6, 5), nn.BatchNorm1d(5, eps=1e-3, momentum=0.3), nn.Linear(5, outputs)
         ),
-        "dropout alone": nn.Sequential(nn.Linear(6, 5), Dropout(0.5), nn.Identity(), nn.Linear(5, 2)),
+        "dropout alone": nn.Sequential(nn.Linear(6, 5), Dropout(0.5), nn.Identity(), nn.Linear(5, outputs)),
+        "layers alone": nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, outputs)),
     }
 
 
@@ -40,52 +48,111 @@ def names_of(model):
     return [name for name, _ in model.named_parameters()]
 
 
-def masks_of(model, draws):
-    """By place; of layers that drop nothing there are none."""
-    masks, width, place = {}, None, 0
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            width = module.out_features
-        if isinstance(module, Dropout):
-            masks[place] = 2.0 * (torch.rand(WORKERS, ROWS, width, generator=draws) < 0.5)
-            place += 1
-    return masks
+def worker_of(model, loss="cross_entropy"):
+    """What stacked perceptrons ask of a worker."""
+    recipe = Recipe(label_smoothing=0.1)
+    spec = SimpleNamespace(recipe=recipe)
+    optimizer = make_optimizer(model, recipe)
+    return SimpleNamespace(spec=spec, loss=loss, layout=Layout.of(model), optimizer=optimizer, model=model)
 
 
-@pytest.mark.parametrize("name", list(chains()))
-def test_outputs_gradients_and_statistics_are_those_of_each_model_alone(name):
+def state_of(model, rows):
+    own = [b for b in model.buffers() if b.is_floating_point()]
+    count = sum(not b.is_floating_point() for b in model.buffers())
+    running = torch.cat([b.flatten() for b in own]) if own else torch.empty(0)
+    buffers = {
+        "running": running.repeat(len(rows), 1),
+        "seen": torch.zeros(len(rows), count, dtype=torch.int64),
+    }
+    moments = {name: torch.zeros_like(rows) for name in ("exp_avg", "exp_avg_sq")}
+    return Stacked(rows, buffers, moments | {"step": torch.zeros(len(rows), 1)})
+
+
+def targets_of(loss, draws):
+    if loss == "cross_entropy":
+        return torch.randint(0, 2, (WORKERS, ROWS), generator=draws)
+    return torch.randn(WORKERS, ROWS, generator=draws)
+
+
+def exact_loss(outputs, targets, loss):
+    """In float64, by PyTorch's own."""
+    if loss == "cross_entropy":
+        return functional.cross_entropy(outputs, targets, label_smoothing=0.1)
+    if loss == "mse":
+        return functional.mse_loss(outputs[:, 0], targets.double())
+    mean, told = outputs.unbind(1)
+    return functional.gaussian_nll_loss(mean, targets.double(), told.clamp(-10, 10).exp(), eps=0.0)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "gaussian_nll"])
+@pytest.mark.parametrize("name", list(chains(1)))
+def test_losses_gradients_and_statistics_are_those_of_each_model_alone(name, loss):
     torch.manual_seed(0)
-    model, draws = chains()[name].train(), torch.Generator().manual_seed(1)
+    outputs = 1 if loss == "mse" else 2
+    model, draws = chains(outputs)[name].train(), torch.Generator().manual_seed(1)
     chain = Perceptron.of(model, names_of(model))
     assert chain is not None
     size = sum(p.numel() for p in model.parameters())
     rows = torch.randn(WORKERS, size, generator=draws)
     inputs = torch.randn(WORKERS, ROWS, *((2, 3) if name == "mlp" else (6,)), generator=draws)
-    buffers = {n: torch.stack([b] * WORKERS) for n, b in model.named_buffers()}
-    pull, masks = (
-        torch.randn(WORKERS, ROWS, 4 if name == "mlp" else model[-1].out_features),
-        masks_of(model, draws),
-    )
-    assert chain.takes(inputs)
-    outputs, kept = chain.forward(rows, buffers, inputs, masks)
-    gradients = chain.backward(rows, kept, pull.clone())
+    state, targets = state_of(model, rows), targets_of(loss, draws)
+    plan = plan_masks(copy.deepcopy(model), inputs[0], ROWS, autocast=nullcontext())
+    rates = [[m.p for m in model.modules() if isinstance(m, Dropout)]] * WORKERS
+    both = [[torch.Generator().manual_seed(place) for place in range(WORKERS)] for _ in range(2)]
+    stacked = StackedPerceptrons(chain, worker_of(model, loss))
+    assert stacked.takes(inputs)
+    sums, gradients = stacked.gradients(state, inputs, targets, plan.draws(ROWS, both[0], rates))
+    found = stacked.named(gradients, state)
+    masks = plan.draw(ROWS, both[1], rates)
     for worker in range(WORKERS):
         exact = copy.deepcopy(model).double()
-        own = iter([masks[place][worker].double() for place in sorted(masks)])
+        own = iter([mask[worker].double() for mask in masks])
         set_mask_source(lambda layer, x, own=own: next(own), exact)
         parts = rows[worker].double().split([p.numel() for p in model.parameters()])
         parameters = {
             n: part.view_as(p).requires_grad_()
             for (n, p), part in zip(model.named_parameters(), parts, strict=True)
         }
-        state = {n: b.clone() for n, b in exact.named_buffers()}
-        expected = functional_call(exact, (parameters, state), (inputs[worker].double(),))
-        torch.testing.assert_close(outputs[worker].double(), expected, rtol=1e-4, atol=1e-4)
-        (expected * pull[worker].double()).sum().backward()
-        found = torch.cat([p.grad.flatten() for p in parameters.values()])
-        torch.testing.assert_close(gradients[worker].double(), found, rtol=1e-3, atol=1e-4)
-        for n, value in state.items():
-            torch.testing.assert_close(buffers[n][worker].to(value.dtype), value, rtol=1e-5, atol=1e-6)
+        running = {n: b.clone() for n, b in exact.named_buffers()}
+        outputs = functional_call(exact, (parameters, running), (inputs[worker].double(),))
+        expected = exact_loss(outputs, targets[worker], loss)
+        torch.testing.assert_close(sums[worker] / ROWS, expected.detach(), rtol=1e-4, atol=1e-4)
+        expected.backward()
+        for n, parameter in parameters.items():
+            torch.testing.assert_close(found[n][worker].double(), parameter.grad, rtol=1e-3, atol=1e-4)
+        for n, value in running.items():
+            moved = found[n][worker].to(value.dtype)
+            torch.testing.assert_close(moved, value, rtol=1e-5, atol=1e-6)
+
+
+def test_hits_are_the_rows_whose_class_has_the_largest_logit():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    state = state_of(model, torch.eye(2).reshape(1, 4))
+    stacked = StackedPerceptrons(Perceptron.of(model, names_of(model)), worker_of(model))
+    inputs = torch.tensor([[[2.0, 1.0], [1.0, 2.0], [1.0, 1.0], [0.0, torch.nan]]])
+    none = plan_masks(model, inputs[0], 4, autocast=nullcontext()).draws(4, [torch.Generator()], [[]])
+    _, hits = stacked.step(state, inputs, torch.tensor([[0, 0, 0, 1]]), none, [0.1])
+    assert hits.tolist() == [3]  # the first of equal logits counts, and a NaN is the largest, as for PyTorch
+    assert inputs[0].argmax(1).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_steps_are_those_of_sgd(momentum, nesterov):
+    draws = torch.Generator().manual_seed(0)
+    recipe = Recipe(optimizer="sgd", momentum=momentum, nesterov=nesterov, clip_norm=0.3)
+    decay = torch.where(torch.arange(50) % 2 == 0, 0.05, 0.0)
+    found = torch.randn(2, 50, generator=draws)
+    expected, buffers = found.clone(), torch.zeros(2, 50)
+    moments = {"momentum_buffer": torch.zeros(2, 50), "step": torch.zeros(2, 1)}
+    rates, settings = torch.tensor([[1e-2], [3e-3]]), (momentum, float(nesterov), 0.0, 0.3)
+    for _ in range(4):
+        gradients = torch.randn(2, 50, generator=draws)
+        for row in range(2):
+            arrays = (found[row].numpy(), gradients[row].numpy(), buffers[row].numpy())
+            sgd_row(*arrays, float(rates[row]), decay.numpy(), settings)
+        step_rows(expected, gradients, moments, rates, decay, recipe)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class Skips(nn.Module):
@@ -206,17 +273,6 @@ def test_what_a_graph_does_not_show_shows_when_it_is_tried_out(model, is_one):
     assert [stack.is_perceptron for stack in backend.stacks] == [True, True]
     backend.check(torch.arange(16), Mean())
     assert [stack.is_perceptron for stack in backend.stacks] == [is_one, is_one]
-    backend.close()
-
-
-def test_planner_and_backend_seat_perceptrons_alike():
-    experiment = small_experiment(num_workers=8)
-    backend = VectorisedBackend()
-    backend.start(experiment.worker_specs(), experiment.splits.train)
-    [found] = [way for way in candidates_for(experiment) if way.backend == "vectorised"]
-    seating = seat_perceptrons(8)
-    assert backend.lanes == found.lanes == seating.lanes
-    assert found.threads == seating.threads
     backend.close()
 
 

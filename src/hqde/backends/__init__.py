@@ -1,7 +1,7 @@
 """Where workers live: the protocol, and the backends that keep it."""
 
 from hqde.backends.base import Backend, Failure, Outcome, StepReport, Supervisor
-from hqde.backends.cores import Seating, seat_perceptrons, seat_workers, torch_threads, usable_cores
+from hqde.backends.cores import Seating, seat_workers, torch_threads, usable_cores
 from hqde.backends.local import LocalBackend
 from hqde.backends.ray_settings import RaySettings
 from hqde.backends.vectorised import VectorisedBackend
@@ -67,7 +67,6 @@ __all__ = [
     "VectorisedBackend",
     "WrappedBackend",
     "make_backend",
-    "seat_perceptrons",
     "seat_workers",
     "torch_threads",
     "usable_cores",

@@ -55,22 +55,6 @@ def seat_workers(num_workers: int, *, lanes: int = 0, threads: int = 0, cores: i
     return Seating(min(most, num_workers), threads)
 
 
-def seat_perceptrons(num_workers: int, *, cores: int | None = None) -> Seating:
-    """Lanes and threads for stacks of perceptrons: where workers are many, a lane for each pair of cores.
-
-    The steps of such stacks are short, and what is left to Python in one lane waits for that of the others.
-
-    Example:
-        >>> seat_perceptrons(2, cores=4) == seat_workers(2, cores=4)
-        True
-    """
-    cores = usable_cores() if cores is None else cores
-    threads = min(2, cores, torch.get_num_threads())
-    if num_workers <= cores or threads < 2:
-        return seat_workers(num_workers, cores=cores)
-    return Seating(cores // 2, threads)
-
-
 def usable_cores(root: Path = Path("/")) -> int:
     """Cores that this process may use: those it is bound to, and no more than its container may spend.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from hqde.aggregation import Rule
 from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
-from hqde.backends.cores import seat_perceptrons, torch_threads
+from hqde.backends.cores import torch_threads
 from hqde.backends.lanes import Board, Lanes
 from hqde.backends.local import LocalBackend
 from hqde.backends.wrapping import WrappedBackend
 from hqde.data import Examples, reads_side_by_side
 from hqde.errors import ConfigError, HqdeError, OutOfMemoryError, PreconditionError
-from hqde.training import Order, Stack, Worker, WorkerSpec, is_out_of_memory, perceptron_of, step_bytes
+from hqde.training import Order, Stack, Worker, WorkerSpec, is_out_of_memory, step_bytes
 
 # Share of the free memory that the stacks may take.
 MEMORY_SHARE = 0.5
@@ -81,7 +81,6 @@ class VectorisedBackend(WrappedBackend):
         if stacked < 0:
             raise ConfigError(f"stacked must not be negative, got {stacked}")
         self._local = LocalBackend(lanes=lanes, threads=threads)
-        self._seated = bool(lanes or threads)
         super().__init__(self._local)
         self.name = "vectorised"
         self._most = stacked
@@ -108,8 +107,6 @@ class VectorisedBackend(WrappedBackend):
             )
         self._local.start(specs, examples)
         workers = self._local.workers
-        if not self._seated and perceptron_of(workers[0]):
-            self._local.seating = seat_perceptrons(len(workers))
         count = len(workers)
         size = -(-count // self.lanes)
         size = min(size, self._most or size, _fitting(workers[0], self.lanes))
@@ -148,10 +145,11 @@ class VectorisedBackend(WrappedBackend):
         left, first_problem = list(orders), ""
         while left:
             short: list[_Pass] = []
-            for done in self._passes(left, on_step):
-                yield from done.outcomes
-                if done.left:
-                    short.append(done)
+            with self._product_threads():
+                for done in self._passes(left, on_step):
+                    yield from done.outcomes
+                    if done.left:
+                        short.append(done)
             left = [order for done in short for order in done.left]
             if left:
                 worst = max(short, key=lambda done: done.too_many)
@@ -161,6 +159,16 @@ class VectorisedBackend(WrappedBackend):
             in_lanes = f" in each of {self.lanes} lanes" if self.lanes > 1 else ""
             told = f"{first_problem}; from now on {self.at_a_time} worker(s) at a time{in_lanes}"
             supervisor.on_back_off(orders[0].round_index, told)
+
+    def _product_threads(self) -> AbstractContextManager[None]:
+        """Of each lane, where stacks of perceptrons multiply matrices in compiled loops."""
+        if not any(stack.is_perceptron for stack in self.stacks):
+            return nullcontext()
+        from hqde.compiling import product_threads  # numba takes half a second to import
+
+        # More lanes than one would wait for each other's threads.
+        alone = self.lanes == 1
+        return product_threads(self._local.seating.threads or torch.get_num_threads() if alone else 1)
 
     def _passes(self, orders: Sequence[Order], on_step: StepReport | None) -> Iterator[_Pass]:
         """Each stack's orders, carried out as far as there is memory."""

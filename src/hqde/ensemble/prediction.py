@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hqde.data import Inputs, Normalization, Schema, TargetScale, move_inputs, num_rows
 from hqde.ensemble.inputs import check_finite, check_inputs
@@ -21,7 +21,8 @@ Loss: TypeAlias = Literal["cross_entropy", "mse", "gaussian_nll"]
 
 LOSSES: tuple[Loss, ...] = ("cross_entropy", "mse", "gaussian_nll")
 
-IMAGES_AT_ONCE = 64
+NUMBERS_AT_ONCE = 64 * 3 * 32 * 32
+"""Of the images that a model on a CPU gets at once, but at least 64 of them."""
 
 LOG_VARIANCE_BOUNDS = (-10.0, 10.0)
 """Log-variances of standardised targets are read within these bounds, as in training."""
@@ -72,7 +73,7 @@ def predict_members(
 
             def predict(member: Member, ready: Inputs = ready) -> Tensor:
                 with torch.inference_mode():  # is a thread's own
-                    model, outputs = member.model.eval(), []
+                    model, outputs = _evaluating(member.model), []
                     for part in _parts(ready):
                         outputs.append(call_model(model, part))
                         rows = num_rows(part)
@@ -93,8 +94,15 @@ def predict_members(
 def _parts(inputs: Inputs) -> tuple[Inputs, ...]:
     """The rows a model gets at once: of images on a CPU few, so that a layer's output fits into its cache."""
     if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.device.type == "cpu":
-        return inputs.split(IMAGES_AT_ONCE)
+        return inputs.split(max(64, NUMBERS_AT_ONCE // max(1, inputs[0].numel())))
     return (inputs,)
+
+
+def _evaluating(model: nn.Module) -> nn.Module:
+    """The model, in evaluation mode: to set it takes longer than to look."""
+    if any(module.training for module in model.modules()):
+        model.eval()
+    return model
 
 
 def interpret_outputs(outputs: Tensor, *, loss: Loss, target_scale: TargetScale) -> Tensor:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hqde.backends import Backend, make_backend, seat_perceptrons, seat_workers, usable_cores
+from hqde.backends import Backend, make_backend, seat_workers, usable_cores
 from hqde.rounds import Experiment
-from hqde.seeding import seeded
-from hqde.training import Perceptron, Precision
+from hqde.training import Precision
 
 
 @dataclass(frozen=True)
@@ -86,21 +85,5 @@ def candidates_for(
     for precision in precise:
         found += [Candidate("local", lanes, threads, precision) for lanes, threads in dict.fromkeys(seats)]
         if experiment.num_workers > 1 and precision != "fp16-mixed":
-            found.append(
-                Candidate("vectorised", *_stack_seat(experiment, precision, cores, seats[-1]), precision)
-            )
+            found.append(Candidate("vectorised", *seats[-1], precision))
     return tuple(found)
-
-
-def _stack_seat(
-    experiment: Experiment, precision: Precision, cores: int, usual: tuple[int, int]
-) -> tuple[int, int]:
-    """Lanes and threads of stacks."""
-    if precision != "fp32" or torch.device(experiment.device).type != "cpu":
-        return usual
-    with seeded(experiment.seed, "candidates"):
-        model = experiment.model.build()
-    if Perceptron.of(model, [name for name, _ in model.named_parameters()]) is None:
-        return usual
-    seating = seat_perceptrons(experiment.num_workers, cores=cores)
-    return seating.lanes, seating.threads

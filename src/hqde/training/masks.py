@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +34,34 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """What the masks of a step are made of: of 16 bits each, a number below the limit drops an element.
+
+    Attributes:
+        layers: the dropout layer of each call.
+        words: ``(w, k)`` int64, four draws in each.
+        firsts: the draw that a call's begin with.
+        limits: ``(w, calls)`` int16.
+        scales: ``(w, calls)``, of elements that are kept.
+    """
+
+    layers: tuple[int, ...]
+    words: Tensor
+    firsts: tuple[int, ...]
+    limits: Tensor
+    scales: Tensor
+
+    def place_of(self, layer: int) -> int:
+        """The call of a dropout layer; -1 if it is not called."""
+        return self.layers.index(layer) if layer in self.layers else -1
+
+    def arrays(self) -> tuple[Any, ...]:
+        """Draws ``(w, 4k)``, firsts, limits and scales, for compiled loops."""
+        draws = self.words.view(torch.int16).numpy()
+        return draws, np.array(self.firsts, dtype=np.int64), self.limits.numpy(), self.scales.numpy()
+
+
+@dataclass(frozen=True)
 class MaskPlan:
     """The calls of a forward pass, in order."""
 
@@ -46,38 +77,46 @@ class MaskPlan:
             generators: of each worker.
             rates: of each worker's dropout layers.
         """
-        if not self.calls:
-            return ()
+        draws = self.draws(rows, generators, rates)
+        masks = []
+        for place, (call, first) in enumerate(zip(self.calls, draws.firsts, strict=True)):
+            count, words = rows * prod(call.shape), draws.words.view(torch.int16)
+            limits, scales = draws.limits[:, place].contiguous(), draws.scales[:, place].contiguous()
+            mask = _mask(words, first, limits, scales, count, call.dtype)
+            masks.append(mask.view(len(generators), rows, *call.shape))
+        return tuple(masks)
+
+    def draws(
+        self, rows: int, generators: Sequence[torch.Generator], rates: Sequence[Sequence[float]]
+    ) -> Draws:
+        """What the masks of a step are made of; arguments as for ``draw``."""
         words = [-(-rows * prod(call.shape) // 4) for call in self.calls]
         device = generators[0].device
         # One row of draws per worker: drawn in one go they are those that each call would draw for itself.
         drawn = torch.empty(len(generators), sum(words), dtype=torch.int64, device=device)
-        for row, generator in enumerate(generators):
+        for row, (generator, draws) in enumerate(zip(generators, drawn.unbind(0), strict=True)):
             own = [count if rates[row][c.layer] else 0 for c, count in zip(self.calls, words, strict=True)]
-            into = drawn[row] if all(own) else torch.empty(sum(own), dtype=torch.int64, device=device)
+            into = draws if all(own) else torch.empty(sum(own), dtype=torch.int64, device=device)
             into.random_(-(2**63), None, generator=generator)
             if not all(own):
-                _spread(into, drawn[row], own, words)
-        masks = []
-        for call, part in zip(self.calls, drawn.split(words, dim=1), strict=True):
-            count = rows * prod(call.shape)
-            dropped = [min(LEVELS - 1, round(own[call.layer] * LEVELS)) for own in rates]
-            limit = torch.tensor([d - LEVELS // 2 for d in dropped], dtype=torch.int16, device=device)
-            scale = torch.tensor([LEVELS / (LEVELS - d) for d in dropped], device=device)
-            mask = _mask(part.contiguous().view(torch.int16), limit, scale, count, call.dtype)
-            masks.append(mask.view(len(generators), rows, *call.shape))
-        return tuple(masks)
+                _spread(into, draws, own, words)
+        layers = tuple(call.layer for call in self.calls)
+        dropped = [[min(LEVELS - 1, round(own[layer] * LEVELS)) for layer in layers] for own in rates]
+        limits = torch.tensor(dropped, dtype=torch.int32, device=device) - LEVELS // 2
+        scales = LEVELS / (LEVELS - torch.tensor(dropped, dtype=torch.float64, device=device))
+        firsts = tuple(accumulate((4 * count for count in words[:-1]), initial=0)) if words else ()
+        return Draws(layers, drawn, firsts, limits.to(torch.int16), scales.float())
 
 
-def _mask(words: Tensor, limit: Tensor, scale: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """``(w, count)``: each worker's scale where its limit is reached, else 0."""
+def _mask(words: Tensor, first: int, limit: Tensor, scale: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """``(w, count)``: each worker's scale where the draws from ``first`` on reach its limit, else 0."""
     if words.device.type == "cpu" and dtype == torch.float32:
         from hqde.training import stack_kernels as kernels  # numba takes half a second to import
 
         found = torch.empty(len(words), count)
-        kernels.masks(words.numpy(), limit.numpy(), scale.numpy(), found.numpy())
+        kernels.masks(words.numpy(), first, limit.numpy(), scale.numpy(), found.numpy())
         return found
-    kept = words[:, :count] >= limit.unsqueeze(1)
+    kept = words[:, first : first + count] >= limit.unsqueeze(1)
     return kept.to(dtype).mul_(scale.unsqueeze(1).to(dtype))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,19 +37,6 @@ class Stage:
     def bare(self) -> bool:
         """Whether nothing follows."""
         return self == Stage(self.linear)
-
-
-@dataclass
-class _Pass:
-    """What a stage keeps for its gradients."""
-
-    inputs: Tensor
-    z: Tensor
-    scale: Tensor = field(default_factory=lambda: torch.empty(0))
-    shift: Tensor = field(default_factory=lambda: torch.empty(0))
-    mean: Tensor = field(default_factory=lambda: torch.empty(0))
-    rate: Tensor = field(default_factory=lambda: torch.empty(0))
-    mask: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
 
 
 @dataclass(frozen=True)
@@ -106,97 +92,13 @@ class Perceptron:
         normed = any(stage.norm for stage in self.stages)
         return (inputs.ndim == 3 or self.flattens) and inputs.shape[1] > normed  # one row has no variance
 
-    def forward(
-        self, rows: Tensor, buffers: Mapping[str, Tensor], inputs: Tensor, masks: Mapping[int, Tensor]
-    ) -> tuple[Tensor, list[_Pass]]:
-        """Outputs ``(w, n, c)``, and what ``backward`` needs; moves the running statistics.
-
-        Args:
-            rows: ``(w, d)`` parameters.
-            buffers: ``(w, …)`` by name.
-            inputs: ``(w, n, …)``.
-            masks: ``(w, n, f)`` of dropouts, by their places.
-        """
-        from hqde.training import stack_kernels as kernels  # numba takes half a second to import
-
-        passes: list[_Pass] = []
-        x = inputs.flatten(2)
-        for stage in self.stages:
-            z = self._linear(rows, stage.linear, x)
-            seen = _Pass(x, z, mask=masks.get(stage.dropout, torch.empty(0, 0, 0)))
-            passes.append(seen)
-            if stage.bare:
-                x = z
-                continue
-            shape = z.shape[0], z.shape[2]
-            seen.scale, seen.shift = torch.ones(shape), torch.zeros(shape)
-            if stage.norm:
-                seen.mean, seen.rate, variance = (torch.empty(shape) for _ in range(3))
-                kernels.normalised(z.numpy(), stage.eps, *map(_array, (seen.mean, variance, seen.rate)))
-                seen.scale = self._parameter(rows, f"{stage.norm}.weight") * seen.rate
-                seen.shift = self._parameter(rows, f"{stage.norm}.bias") - seen.mean * seen.scale
-                _move_statistics(stage, buffers, seen.mean, variance, z.shape[1])
-            x = torch.empty_like(z)
-            what = map(_array, (z, seen.scale, seen.shift))
-            kernels.activated(*what, stage.relu, *map(_array, (seen.mask, x)))
-        return x, passes
-
-    def backward(self, rows: Tensor, passes: Sequence[_Pass], gradient: Tensor) -> Tensor:
-        """Gradients ``(w, d)`` of the parameters.
-
-        Args:
-            rows: as in ``forward``.
-            passes: what it gave.
-            gradient: ``(w, n, c)``, of its outputs.
-        """
-        from hqde.training import stack_kernels as kernels
-
-        found, gradient = torch.empty_like(rows), gradient.contiguous()
-        for stage, seen in zip(reversed(self.stages), reversed(passes), strict=True):
-            if not stage.bare:
-                what = map(_array, (seen.z, seen.scale, seen.shift))
-                kernels.passed_back(*what, stage.relu, *map(_array, (seen.mask, gradient)))
-            if stage.norm:
-                towards = torch.empty_like(seen.mean), torch.empty_like(seen.mean)
-                what = map(_array, (seen.z, seen.mean, seen.rate, seen.scale, gradient, *towards))
-                kernels.unnormalised(*what)
-                self._parameter(found, f"{stage.norm}.weight").copy_(towards[0])
-                self._parameter(found, f"{stage.norm}.bias").copy_(towards[1])
-            weight = f"{stage.linear}.weight"
-            self._parameter(found, weight).copy_(torch.bmm(gradient.transpose(1, 2), seen.inputs))
-            if f"{stage.linear}.bias" in self.places:
-                self._parameter(found, f"{stage.linear}.bias").copy_(gradient.sum(1))
-            if stage is not self.stages[0]:
-                gradient = torch.bmm(gradient, self._parameter(rows, weight))
-        return found
-
-    def _linear(self, rows: Tensor, name: str, x: Tensor) -> Tensor:
-        weight = self._parameter(rows, f"{name}.weight").transpose(1, 2)
-        if f"{name}.bias" not in self.places:
-            return torch.bmm(x, weight)
-        return torch.baddbmm(self._parameter(rows, f"{name}.bias").unsqueeze(1), x, weight)
-
-    def _parameter(self, rows: Tensor, name: str) -> Tensor:
-        """A view ``(w, …)``."""
-        place, shape = self.places[name]
-        return rows[:, place].view(len(rows), *shape)
-
 
 def perceptron_of(worker: Worker) -> Perceptron | None:
     """The chain that a worker's model is, where stacks are trained as such: on CPUs, in fp32."""
     if worker.device.type != "cpu" or worker.spec.recipe.precision != "fp32":
         return None
-    names = {id(parameter): name for name, parameter in worker.model.named_parameters()}
-    return Perceptron.of(worker.model, [names[id(p)] for p in parameters_of(worker.optimizer)])
-
-
-def _move_statistics(
-    stage: Stage, buffers: Mapping[str, Tensor], mean: Tensor, variance: Tensor, rows: int
-) -> None:
-    buffers[f"{stage.norm}.running_mean"].lerp_(mean, stage.momentum)
-    unbiased = variance * (rows / max(rows - 1, 1))
-    buffers[f"{stage.norm}.running_var"].lerp_(unbiased, stage.momentum)
-    buffers[f"{stage.norm}.num_batches_tracked"].add_(1)
+    trained = {id(parameter) for parameter in parameters_of(worker.optimizer)}
+    return Perceptron.of(worker.model, [n for n, p in worker.model.named_parameters() if id(p) in trained])
 
 
 def _stages(model: nn.Module) -> tuple[list[Stage], bool]:
@@ -255,7 +157,3 @@ def _grown(last: Stage, layer: nn.Module, name: str, dropouts: Sequence[int]) ->
     if kind is Dropout and last.dropout < 0:
         return replace(last, dropout=dropouts.index(id(layer)))
     return None
-
-
-def _array(values: Tensor) -> Any:
-    return values.numpy()

@@ -1,13 +1,12 @@
-"""What a stack of workers holds, and how its model is called."""
+"""What a stack of workers holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hqde.models import call_model
-from hqde.training.stacked_optimizers import Moments
+from hqde.training.held import Moments
 
 
 @dataclass
@@ -15,9 +14,9 @@ class Stacked:
     """The state of w workers: what a step reads and changes in place.
 
     Attributes:
-        rows: ``(w, d)`` trained parameters, in the order of the optimizers.
+        rows: ``(w, d)`` trained parameters.
         buffers: by name, ``(w, …)``; with parameters that are frozen.
-        moments: of the optimizers.
+        moments: of the optimizers, in the order of ``rows``.
     """
 
     rows: Tensor
@@ -39,15 +38,3 @@ class Stacked:
             self.buffers[name][index] = value
         for name, value in some.moments.items():
             self.moments[name][index] = value
-
-
-class Calling(nn.Module):
-    """A model that is called with one argument, whatever its inputs are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: object) -> Tensor:
-        """As ``call_model``."""
-        return call_model(self.model, inputs)  # type: ignore[arg-type]

@@ -7,25 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hqde.training.held import Moments, copied_state, moments_of
 from hqde.training.recipe import Recipe
-
-Moments = dict[str, Tensor]
-"""What an optimizer keeps: ``(w, d)`` tensors, and ``step`` ``(w, 1)``, steps made by each worker."""
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # torch.optim.AdamW's
 
 
 def read_moments(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe) -> Moments:
-    """What the workers' own optimizers keep, behind each other; zeros where they keep nothing yet."""
-    names = ("exp_avg", "exp_avg_sq") if recipe.optimizer == "adamw" else ("momentum_buffer",)
-    moments = {
-        name: torch.stack([torch.cat([_kept(o, p, name) for p in parameters_of(o)]) for o in optimizers])
-        for name in names
-    }
-    first = [parameters_of(optimizer)[0] for optimizer in optimizers]
-    steps = [float(o.state.get(p, {}).get("step", 0.0)) for o, p in zip(optimizers, first, strict=True)]
-    moments["step"] = torch.tensor(steps, dtype=torch.float32, device=first[0].device).unsqueeze(1)
-    return moments
+    """What the workers' own optimizers keep, behind each other."""
+    own = [moments_of(optimizer, parameters_of(optimizer), recipe) for optimizer in optimizers]
+    return {name: torch.stack([moments[name] for moments in own]) for name in own[0]}
 
 
 def write_moments(moments: Moments, optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe) -> None:
@@ -33,22 +24,10 @@ def write_moments(moments: Moments, optimizers: Sequence[torch.optim.Optimizer],
 
     All of them or, where there is no memory for the copies, none.
     """
-    kept: list[dict[Tensor, dict[str, Tensor]]] = []
-    for row, optimizer in enumerate(optimizers):
-        own: dict[Tensor, dict[str, Tensor]] = {}
-        start = 0
-        for parameter in parameters_of(optimizer):
-            end = start + parameter.numel()
-            state = {
-                name: values[row, start:end].view_as(parameter).clone()
-                for name, values in moments.items()
-                if name != "step"
-            }
-            if recipe.optimizer == "adamw":
-                state["step"] = moments["step"][row, 0].cpu().clone()
-            own[parameter] = state
-            start = end
-        kept.append(own)
+    kept = [
+        copied_state({name: v[row] for name, v in moments.items()}, parameters_of(optimizer), recipe)
+        for row, optimizer in enumerate(optimizers)
+    ]
     for optimizer, own in zip(optimizers, kept, strict=True):
         optimizer.state.update(own)
 
@@ -58,15 +37,12 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def decay_of(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Weight decay of each element, ``(d,)``."""
-    return torch.cat(
-        [
-            torch.full((parameter.numel(),), float(group["weight_decay"]), device=parameter.device)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
-    )
+def decay_of(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tensor:
+    """Weight decay of each element of these parameters, ``(d,)``."""
+    decays = {
+        id(p): float(group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    return torch.cat([torch.full((p.numel(),), decays[id(p)], device=p.device) for p in parameters])
 
 
 def clip_rows(gradients: Tensor, largest: float) -> Tensor:
@@ -118,8 +94,3 @@ def step_rows(
     buffer.mul_(recipe.momentum).add_(gradients)
     ahead = gradients.add_(buffer, alpha=recipe.momentum) if recipe.nesterov and recipe.momentum else buffer
     rows.sub_(ahead * rates)
-
-
-def _kept(optimizer: torch.optim.Optimizer, parameter: Tensor, name: str) -> Tensor:
-    found = optimizer.state.get(parameter, {}).get(name)
-    return torch.zeros_like(parameter).flatten() if found is None else found.reshape(-1)

@@ -5,33 +5,29 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from hqde.aggregation import Update
 from hqde.data import reads_side_by_side
 from hqde.errors import OutOfMemoryError
-from hqde.models import Dropout, set_mask_source
+from hqde.models import Dropout
 from hqde.seeding import generator, seeded
 from hqde.training.alike import check_alike
 from hqde.training.masks import MaskPlan, plan_masks
 from hqde.training.memory import is_out_of_memory
-from hqde.training.objective import example_losses
 from hqde.training.order import Order
 from hqde.training.perceptrons import perceptron_of
-from hqde.training.stacked import Calling, Stacked
-from hqde.training.stacked_optimizers import (
-    decay_of,
-    parameters_of,
-    read_moments,
-    step_rows,
-    write_moments,
-)
+from hqde.training.stacked import Stacked
 from hqde.training.tally import Tally
+from hqde.training.vmapped import Calling, Vmapped
 from hqde.training.worker import Worker
+
+if TYPE_CHECKING:
+    from hqde.training.perceptron_steps import StackedPerceptrons
 
 
 class Stack:
@@ -51,11 +47,19 @@ class Stack:
         with seeded(first.spec.seed, "stack"):
             rates = [w.spec.dropout_rate for w in self.workers if w.spec.dropout_rate is not None]
             model = first.spec.model.build(dropout_rate=max(rates, default=None))
-        self._calling = Calling(model.to(first.device)).train()
-        self._names = {id(p): name for name, p in first.model.named_parameters()}
+        self._model = Calling(model.to(first.device)).train()
         self._dropout = [[m.p for m in w.model.modules() if isinstance(m, Dropout)] for w in self.workers]
         self._masks: MaskPlan | None = None
-        self._perceptron = perceptron_of(first)
+        self._vmapped, self._perceptrons = Vmapped(first, self._model), _perceptrons(first)
+
+    @property
+    def is_perceptron(self) -> bool:
+        """Whether it is trained without ``torch.vmap``."""
+        return self._perceptrons is not None
+
+    def use_vmap(self) -> None:
+        """Do not train it as a perceptron."""
+        self._perceptrons = None
 
     def train_round(
         self, orders: Sequence[Order], *, on_step: Callable[[int, int, int], None] | None = None
@@ -78,11 +82,9 @@ class Stack:
         orders = sorted(orders, key=lambda order: order.worker_id)
         places = [by_id[order.worker_id] for order in orders]
         workers = [self.workers[place] for place in places]
-        batches = [worker.begin(order) for worker, order in zip(workers, orders, strict=True)]
-        tallies = [Tally(w.rate_at(o, 0, 1)) for w, o in zip(workers, orders, strict=True)]
-        run = _Round(self, orders, places, batches, tallies)
+        run = _Round(self, orders, places)
         try:
-            failed = self._carry_out(run, workers, orders, batches, on_step)
+            failed = self._carry_out(run, workers, orders, on_step)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -94,7 +96,7 @@ class Stack:
         cpu_s = (time.thread_time() - began_cpu) / len(orders) if torch.get_num_threads() == 1 else None
         data_s = run.data_s / len(orders)
         outcomes: list[Update | tuple[Order, Exception]] = []
-        for place, (worker, order, tally) in enumerate(zip(workers, orders, tallies, strict=True)):
+        for place, (worker, order, tally) in enumerate(zip(workers, orders, run.tallies(), strict=True)):
             if place in failed:
                 outcomes.append((order, failed[place]))
                 continue
@@ -107,160 +109,94 @@ class Stack:
         run: _Round,
         workers: Sequence[Worker],
         orders: Sequence[Order],
-        batches: Sequence[Sequence[Tensor]],
         on_step: Callable[[int, int, int], None] | None,
     ) -> dict[int, Exception]:
         """All steps, on copies of what the workers hold, who get it last of all; which failed, and why."""
         failed: dict[int, Exception] = {}
-        state = self._read(workers)
-        for step in range(max(map(len, batches), default=0)):
+        way = self._perceptrons or self._vmapped
+        state = way.begin(workers, orders)
+        for step in range(max(map(len, run.batches), default=0)):
             for group in run.groups(step, failed):
                 run.step(step, group, state, failed)
             if on_step is not None:
-                for order, own in zip(orders, batches, strict=True):
+                for order, own in zip(orders, run.batches, strict=True):
                     on_step(order.worker_id, min(step + 1, len(own)), len(own))
-        self._write(state, workers)
+        way.end(workers, state)
         return failed
+
+    def step(
+        self,
+        state: Stacked,
+        inputs: object,
+        targets: Tensor,
+        places: Sequence[int],
+        generators: Sequence[torch.Generator],
+        rates: Sequence[float],
+    ) -> tuple[Tensor, Tensor | None]:
+        """One step of some workers, as ``Vmapped.step`` gives it.
+
+        Args:
+            state: of these workers.
+            inputs, targets: ``(w, n, …)`` and ``(w, n)``.
+            places: of the workers in the stack.
+            generators: of their dropouts.
+            rates: of their steps.
+        """
+        count, dropout = targets.shape[1], [self._dropout[place] for place in places]
+        plan = self.masks(tree_map(lambda value: value[0], inputs), count)
+        if self._perceptrons is not None:
+            draws = plan.draws(count, generators, dropout)
+            return self._perceptrons.step(state, inputs, targets, draws, rates)
+        return self._vmapped.step(state, inputs, targets, plan.draw(count, generators, dropout), rates)
 
     def try_out(self, index: Tensor) -> None:
         """A forward and a backward pass of these rows, without a step; what is wrong is raised.
 
         A model that its graph makes a perceptron of is none if it does something else than that says.
         """
-        worker = self.workers[0]
-        state, again = self._read(self.workers[:2]), self._read(self.workers[:2])
-        count = len(state.rows)
-        inputs, _ = worker.batch(index, None)
-        plan = self.masks(inputs, len(index))
-        rates = self._dropout[:count]
-        draws = [generator(worker.spec.seed, "stack", place, device=worker.device) for place in range(count)]
-        leaves = self.leaves(state)
-        both, masks = (
-            tree_map(lambda value: torch.stack([value] * count), inputs),
-            plan.draw(len(index), draws, rates),
-        )
-        with worker.autocast():
-            outputs = self.forward(state, leaves, both, masks)
-        pull = torch.linspace(-1.0, 1.0, outputs.numel(), device=outputs.device).view_as(outputs)
-        gradients = torch.autograd.grad((outputs.float() * pull).sum(), leaves, allow_unused=True)
-        names = [self._names[id(p)] for p in parameters_of(worker.optimizer)]
-        unused = [name for name, found in zip(names, gradients, strict=True) if found is None]
-        if unused:
-            raise RuntimeError(f"its outputs do not depend on {', '.join(unused)}")
-        if self._perceptron is not None and self._perceptron.takes(both):
-            found, kept = self._perceptron.forward(*self._flat(again), both, self._by_place(plan, masks))
-            joined = torch.cat([gradient.reshape(count, -1) for gradient in gradients], dim=1)
-            alike = _are_alike(found, outputs) and _are_alike(
-                self._perceptron.backward(again.rows, kept, pull), joined
-            )
-            if not alike or not all(_are_alike(again.buffers[n], b) for n, b in state.buffers.items()):
-                self._perceptron = None
+        workers = self.workers[:2]
+        worker, count = workers[0], len(workers)
+        inputs, targets = worker.batch(index, None)
+        plan, rates = self.masks(inputs, len(index)), self._dropout[:count]
+        inputs = tree_map(lambda value: torch.stack([value] * count), inputs)
+        targets = torch.stack([targets] * count)
 
-    def forward(
-        self, state: Stacked, leaves: Sequence[Tensor], inputs: object, masks: tuple[Tensor, ...]
-    ) -> Tensor:
-        """Outputs ``(w, n, …)`` of the workers for their own rows."""
-        names = [f"model.{self._names[id(p)]}" for p in parameters_of(self.workers[0].optimizer)]
-        parameters = dict(zip(names, leaves, strict=True))
+        def generators() -> list[torch.Generator]:
+            path = (worker.spec.seed, "stack")
+            return [generator(*path, place, device=worker.device) for place in range(count)]
 
-        def one(
-            parameters: dict[str, Tensor],
-            buffers: dict[str, Tensor],
-            inputs: object,
-            masks: tuple[Tensor, ...],
-        ) -> Tensor:
-            supply = iter(masks)
-            set_mask_source(lambda layer, x: next(supply), self._calling)  # noqa: ARG005
-            out: Tensor = functional_call(self._calling, (parameters, buffers), (inputs,))
-            return out
-
-        outputs: Tensor = torch.vmap(one)(parameters, state.buffers, inputs, masks)
-        return outputs
-
-    def gradients(
-        self,
-        state: Stacked,
-        inputs: object,
-        masks: tuple[Tensor, ...],
-        losses_of: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs ``(w, n, …)``, losses ``(w, n)``, and gradients ``(w, d)`` of the means of these.
-
-        Args:
-            state: of the workers; its buffers move on.
-            inputs, masks: of their rows.
-            losses_of: of outputs.
-        """
-        model = self._perceptron
-        if model is not None and isinstance(inputs, Tensor) and model.takes(inputs):
-            by_place = self._by_place(self.masks(inputs[0], inputs.shape[1]), masks)
-            outputs, kept = model.forward(*self._flat(state), inputs, by_place)
-            losses = losses_of(outputs.requires_grad_())
-            [gradient] = torch.autograd.grad(losses.mean(1).sum(), [outputs])
-            return outputs.detach(), losses.detach(), model.backward(state.rows, kept, gradient)
-        leaves = self.leaves(state)
-        with self.workers[0].autocast():
-            outputs = self.forward(state, leaves, inputs, masks)
-        losses = losses_of(outputs)
-        found = torch.autograd.grad(losses.mean(1).sum(), leaves)
-        joined = torch.cat([gradient.reshape(len(losses), -1) for gradient in found], dim=1)
-        return outputs.detach(), losses.detach(), joined
-
-    def leaves(self, state: Stacked) -> list[Tensor]:
-        """The parameters as ``(w, …)`` views that gradients are taken of."""
-        shapes = [p.shape for p in parameters_of(self.workers[0].optimizer)]
-        parts = state.rows.split([shape.numel() for shape in shapes], dim=1)
-        count = len(state.rows)
-        return [
-            part.view(count, *shape).detach().requires_grad_()
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
+        state = self._vmapped.read(workers)
+        masks = plan.draw(len(index), generators(), rates)
+        _, losses, gradients = self._vmapped.gradients(state, inputs, targets, masks)
+        ways = self._perceptrons
+        if ways is None:
+            return
+        if not ways.takes(inputs):
+            self.use_vmap()
+            return
+        again, draws = ways.read(workers), plan.draws(len(index), generators(), rates)
+        sums, found = ways.gradients(again, inputs, targets, draws)
+        by_name = dict(zip(self._vmapped.names, gradients, strict=True)) | state.buffers
+        expected = {name: by_name[name] for name in ways.named(found, again)}
+        alike = _are_alike(sums, losses.sum(1))
+        if not alike or not all(_are_alike(v, expected[n]) for n, v in ways.named(found, again).items()):
+            self.use_vmap()
 
     def masks(self, inputs: object, rows: int) -> MaskPlan:
         """Which masks a batch of one worker asks for, found out once."""
         if self._masks is None:
-            self._masks = plan_masks(self._calling, inputs, rows, autocast=self.workers[0].autocast())
+            self._masks = plan_masks(self._model, inputs, rows, autocast=self.workers[0].autocast())
         return self._masks
 
-    @property
-    def is_perceptron(self) -> bool:
-        """Whether it is trained without ``torch.vmap``."""
-        return self._perceptron is not None
 
-    def use_vmap(self) -> None:
-        """Do not train it as a perceptron."""
-        self._perceptron = None
+def _perceptrons(worker: Worker) -> StackedPerceptrons | None:
+    """How workers like this one are trained, if their models are perceptrons."""
+    chain = perceptron_of(worker)
+    if chain is None:
+        return None
+    from hqde.training.perceptron_steps import StackedPerceptrons  # brings numba and SciPy
 
-    @staticmethod
-    def _flat(state: Stacked) -> tuple[Tensor, dict[str, Tensor]]:
-        return state.rows, {name.removeprefix("model."): value for name, value in state.buffers.items()}
-
-    @staticmethod
-    def _by_place(plan: MaskPlan, masks: tuple[Tensor, ...]) -> dict[int, Tensor]:
-        return {call.layer: mask for call, mask in zip(plan.calls, masks, strict=True)}
-
-    def _read(self, workers: Sequence[Worker]) -> Stacked:
-        rows = torch.stack(
-            [torch.cat([p.detach().reshape(-1) for p in parameters_of(w.optimizer)]) for w in workers]
-        )
-        trained = {id(p) for p in parameters_of(self.workers[0].optimizer)}
-        kept = [name for name, p in self.workers[0].model.named_parameters() if id(p) not in trained]
-        kept += [name for name, _ in self.workers[0].model.named_buffers()]
-        states = [dict(w.model.named_parameters()) | dict(w.model.named_buffers()) for w in workers]
-        buffers = {f"model.{name}": torch.stack([s[name].detach() for s in states]) for name in kept}
-        return Stacked(rows, buffers, read_moments([w.optimizer for w in workers], workers[0].spec.recipe))
-
-    def _write(self, state: Stacked, workers: Sequence[Worker]) -> None:
-        write_moments(state.moments, [w.optimizer for w in workers], workers[0].spec.recipe)
-        for row, worker in enumerate(workers):
-            start = 0
-            with torch.no_grad():
-                for parameter in parameters_of(worker.optimizer):
-                    end = start + parameter.numel()
-                    parameter.copy_(state.rows[row, start:end].view_as(parameter))
-                    start = end
-                for name, buffer in worker.model.named_buffers():
-                    buffer.copy_(state.buffers[f"model.{name}"][row])
+    return StackedPerceptrons(chain, worker)
 
 
 class _Round:
@@ -271,24 +207,45 @@ class _Round:
         stack: Stack,
         orders: Sequence[Order],
         places: Sequence[int],
-        batches: Sequence[Sequence[Tensor]],
-        tallies: Sequence[Tally],
     ) -> None:
-        self._stack, self._orders, self._batches, self._tallies = stack, orders, batches, tallies
+        self._stack, self._orders = stack, orders
         self._workers = [stack.workers[place] for place in places]
-        self._rates = [stack._dropout[place] for place in places]
-        self._decay = decay_of(self._workers[0].optimizer)
+        self._places = list(places)
         pairs = list(zip(self._workers, orders, strict=True))
+        self.batches = [worker.batches(order) for worker, order in pairs]
         self._dropping = [worker.dropping(order) for worker, order in pairs]
         self._augmenting = [
             generator(w.spec.seed, "worker", w.spec.worker_id, "augment", o.round_index) for w, o in pairs
         ]
+        self._rates_at = [
+            [worker.rate_at(order, step, max(1, len(own))) for step in range(max(1, len(own)))]
+            for (worker, order), own in zip(pairs, self.batches, strict=True)
+        ]
+        self._steps: list[tuple[list[int], int, Tensor, Tensor | None]] = []
         self.data_s = 0.0
+
+    def tallies(self) -> list[Tally]:
+        """What each worker's steps add up to."""
+        counts: list[list[int]] = [[] for _ in self._workers]
+        sums: list[list[float]] = [[] for _ in self._workers]
+        hits: list[list[int]] = [[] for _ in self._workers]
+        for group, rows, losses, right in self._steps:
+            of_rows = [0] * len(group) if right is None else right.tolist()
+            for place, loss, found in zip(group, losses.tolist(), of_rows, strict=True):
+                counts[place].append(rows)
+                sums[place].append(loss)
+                hits[place].append(found)
+        classes = self._workers[0].loss == "cross_entropy"
+        rates = [own[max(0, len(done) - 1)] for own, done in zip(self._rates_at, counts, strict=True)]
+        return [
+            Tally.of_sums(rate, count, torch.tensor(total), torch.tensor(right) if classes else None)
+            for rate, count, total, right in zip(rates, counts, sums, hits, strict=True)
+        ]
 
     def groups(self, step: int, failed: dict[int, Exception]) -> list[list[int]]:
         """Workers with a batch in this step, those of one size together."""
         sizes: dict[int, list[int]] = defaultdict(list)
-        for place, own in enumerate(self._batches):
+        for place, own in enumerate(self.batches):
             if step < len(own) and place not in failed:
                 sizes[len(own[step])].append(place)
         return list(sizes.values())
@@ -301,8 +258,8 @@ class _Round:
         if not group:
             return
         every = len(group) == len(state.rows)
-        index = torch.tensor(group)
-        own = state if every else state.take(index)
+        index = None if every else torch.tensor(group)
+        own = state if index is None else state.take(index)
         try:
             self._update(step, group, own, inputs, targets)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -310,7 +267,7 @@ class _Round:
                 raise
             failed.update(dict.fromkeys(group, error))
             return
-        if not every:
+        if index is not None:
             state.put(index, own)
 
     def _rows(
@@ -319,7 +276,7 @@ class _Round:
         """Inputs ``(w, n, …)`` and targets ``(w, n)`` of those whose rows can be read."""
         first = self._workers[0]
         if reads_side_by_side(first.examples) and not first.spec.augmentation.enabled:
-            index = torch.cat([self._batches[place][step] for place in group])
+            index = torch.cat([self.batches[place][step] for place in group])
             try:
                 inputs, targets = first.batch(index, None)
                 count = len(group)
@@ -332,7 +289,7 @@ class _Round:
                 pass
         found = []
         for place in group:
-            worker, index = self._workers[place], self._batches[place][step]
+            worker, index = self._workers[place], self.batches[place][step]
             try:
                 found.append((place, worker.batch(index, self._augmenting[place])))
             except Exception as error:  # data may raise anything; the engine decides
@@ -345,30 +302,10 @@ class _Round:
         return inputs, torch.stack([batch[1] for _, batch in found]), [place for place, _ in found]
 
     def _update(self, step: int, group: list[int], state: Stacked, inputs: object, targets: Tensor) -> None:
-        stack, recipe = self._stack, self._workers[0].spec.recipe
-        count, rows = targets.shape
-        first = tree_map(lambda value: value[0], inputs)
-        plan = stack.masks(first, rows)
-        masks = plan.draw(rows, [self._dropping[p] for p in group], [self._rates[p] for p in group])
-        kind = self._workers[0].loss
-
-        def losses_of(outputs: Tensor) -> Tensor:
-            flat = outputs.reshape(count * rows, *outputs.shape[2:])
-            smoothing = recipe.label_smoothing
-            return example_losses(flat, targets.reshape(-1), kind, label_smoothing=smoothing).view(
-                count, rows
-            )
-
-        outputs, losses, joined = stack.gradients(state, inputs, masks, losses_of)
-        rates = [self._workers[p].rate_at(self._orders[p], step, len(self._batches[p])) for p in group]
-        with torch.no_grad():
-            of_rows = torch.tensor(rates, dtype=torch.float32, device=joined.device).unsqueeze(1)
-            step_rows(state.rows, joined, state.moments, of_rows, self._decay, recipe)
-            right = None
-            if kind == "cross_entropy":
-                right = (outputs.argmax(dim=2) == targets).sum(1)
-        for row, place in enumerate(group):
-            self._tallies[place].add(losses[row], None if right is None else right[row], rates[row])
+        places, draws = [self._places[place] for place in group], [self._dropping[place] for place in group]
+        rates = [self._rates_at[place][step] for place in group]
+        sums, hits = self._stack.step(state, inputs, targets, places, draws, rates)
+        self._steps.append((group, targets.shape[1], sums, hits))
 
 
 def _are_alike(found: Tensor, expected: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +39,20 @@ class Tally:
         self._loss_sum = losses.sum() if self._loss_sum is None else self._loss_sum + losses.sum()
         if hits is not None:
             self._correct = hits if self._correct is None else self._correct + hits
+
+    @classmethod
+    def of_sums(cls, rate: float, counts: Sequence[int], sums: Tensor, hits: Tensor | None) -> Tally:
+        """Of all steps of a round at once.
+
+        Args:
+            rate: of the last step.
+            counts: examples of each step, ``(s,)``.
+            sums: of their losses, ``(s,)``.
+            hits: how many of them were classified right, ``(s,)``.
+        """
+        means = sums / torch.tensor(counts, dtype=sums.dtype)
+        right = None if hits is None else hits.sum()
+        return cls(rate, sum(counts), list(means), sums.sum(), right)
 
     @property
     def mean_loss(self) -> float:

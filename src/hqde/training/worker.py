@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hqde.aggregation import Update, count_nonfinite, pulled
 from hqde.compression import Packet, encode_step
@@ -27,6 +27,7 @@ from hqde.errors import PreconditionError
 from hqde.models import ModelSpec, call_model, draw_dropout_from
 from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
+from hqde.training.held import Held, copied_state, moments_of
 from hqde.training.norm_pool import fuse_norm_pools, norm_pools
 from hqde.training.objective import check_outputs, example_losses
 from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
@@ -93,17 +94,30 @@ class Worker:
             model = spec.model.build(dropout_rate=spec.dropout_rate)
             self._to_fuse = norm_pools(model) if spec.device == "cpu" else []
         self.layout = Layout.of(model)
-        self.model = model.to(self.device)
+        self._model = model.to(self.device)
         if spec.recipe.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = spec.recipe.loss_for(spec.schema.task)
-        self.optimizer = make_optimizer(self.model, spec.recipe)
+        self._optimizer = make_optimizer(self._model, spec.recipe)
+        self._held: Held | None = None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=spec.recipe.precision == "fp16-mixed")
         self._efficiency = INITIAL_EFFICIENCY
         self._owed: Tensor | None = None  # of error feedback
         self._replica: Tensor | None = None  # the weights that its last round ended with, where they count
         self.mark: Callable[[str], AbstractContextManager[object]] = _unmarked  # for who watches the steps
         self._data_s = 0.0  # of the round that goes on
+
+    @property
+    def model(self) -> nn.Module:
+        """The replica, as the worker's last round left it."""
+        self._settle()
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What trains it."""
+        self._settle()
+        return self._optimizer
 
     def train_round(
         self,
@@ -126,7 +140,8 @@ class Worker:
         self._data_s = 0.0
         fuse_norm_pools(self.model, self._to_fuse)  # not before: stacked workers need the layers as they were
         self._to_fuse = []
-        batches, tally = self.begin(order), Tally(self._rate(order.progress[0]))
+        self.begin(order)
+        batches, tally = self.batches(order), Tally(self._rate(order.progress[0]))
         draw_dropout_from(self.dropping(order), self.model)
         path = ("worker", spec.worker_id, "round", order.round_index)
         with own_stream(turns, spec.seed, *path, device=self.device) as stream:
@@ -144,15 +159,41 @@ class Worker:
         cpu_s = None if processor is None or began_cpu is None else processor() - began_cpu
         return self.finish(order, tally, began=began, data_s=self._data_s, cpu_s=cpu_s)
 
-    def begin(self, order: Order) -> list[Tensor]:
-        """Load the order's start; the indices of the round's batches."""
+    def begin(self, order: Order) -> None:
+        """Load the order's start."""
         own_buffers = order.keep_buffers and not order.fresh_optimizer
         self.layout.write(self._beginning(order), self.model, with_buffers=not own_buffers)
         if order.fresh_optimizer:
-            self.optimizer = make_optimizer(self.model, self.spec.recipe)
+            self._optimizer = make_optimizer(self.model, self.spec.recipe)
         if not all(module.training for module in self.model.modules()):  # to set it takes far longer
             self.model.train()
+
+    def batches(self, order: Order) -> list[Tensor]:
+        """The indices of the round's batches."""
         return list(epoch_batches(order, seed=self.spec.seed, batch_size=self.spec.recipe.batch_size))
+
+    def begin_held(self, order: Order) -> Held:
+        """What ``begin`` loads, flat: for those who train without the worker's own model and optimizer."""
+        begin, before = self._beginning(order), self.held()
+        if order.keep_buffers and not order.fresh_optimizer:
+            cut = self.layout.num_parameters
+            vector = torch.cat([begin.vector[:cut], before.weights.vector[cut:]])
+            begin = Weights(vector, before.weights.integers)
+        if order.fresh_optimizer:
+            return Held(begin, {name: torch.zeros_like(value) for name, value in before.moments.items()})
+        return Held(begin, before.moments)
+
+    def held(self) -> Held:
+        """Where the worker stands; a view where that is known flat already."""
+        if self._held is not None:
+            return self._held
+        parameters = list(self._model.parameters())
+        moments = moments_of(self._optimizer, parameters, self.spec.recipe)
+        return Held(self.layout.read(self._model), moments)
+
+    def hold(self, held: Held) -> None:
+        """Stand there; model and optimizer are told when somebody asks for them."""
+        self._held = held
 
     def dropping(self, order: Order) -> torch.Generator:
         """What the round's dropout draws from."""
@@ -164,7 +205,13 @@ class Worker:
         return self._rate(progress_at(order, step, num_steps))
 
     def finish(
-        self, order: Order, tally: Tally, *, began: float, data_s: float, cpu_s: float | None
+        self,
+        order: Order,
+        tally: Tally,
+        *,
+        began: float,
+        data_s: float,
+        cpu_s: float | None,
     ) -> Update:
         """The update of a round whose steps are done.
 
@@ -176,7 +223,8 @@ class Worker:
         """
         for loss in tally.losses_by_step():
             self._efficiency = update_efficiency(self._efficiency, loss)
-        local = self.layout.read(self.model)
+        held = self._held
+        local = self.layout.read(self.model) if held is None else held.weights.clone()
         encoding = time.perf_counter()
         delta, packet = self._encode(local.vector.sub_(order.start.vector), order)
         encode_s = time.perf_counter() - encoding
@@ -257,6 +305,13 @@ class Worker:
         self._efficiency = state.efficiency
         self._owed = state.tensors.get("owed")
         self._replica = state.tensors.get("replica")
+
+    def _settle(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self.layout.write(held.weights, self._model)
+            state = copied_state(held.moments, list(self._model.parameters()), self.spec.recipe)
+            self._optimizer.state.update(state)
 
     def _beginning(self, order: Order) -> Weights:
         """Where the round begins: at its start, or between that and the worker's own weights; perturbed."""

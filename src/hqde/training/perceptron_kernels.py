@@ -1,0 +1,306 @@
+"""Whole steps of stacked perceptrons, compiled by numba: Python is asked once for all workers and layers.
+
+A worker's rows, weights and gradients stay in the cache of the core that it trains on. Matrix products are
+those of SciPy's BLAS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hqde.compiling import compiled
+from hqde.training.stack_kernels import adamw_row, sgd_row
+
+# Columns of the table of stages; places are in a worker's row of parameters, in its running statistics or in
+# the workspace, and -1 where there is none.
+INPUTS, OUTPUTS, WEIGHT, BIAS, SCALE, SHIFT, RUNNING, RELU, DROPOUT, Z, NUMBERS, OUT = range(12)
+
+CROSS_ENTROPY, MSE, GAUSSIAN_NLL = range(3)
+NO_UPDATE, ADAMW, SGD = range(3)
+
+
+@compiled()
+def _block(space: Any, start: int, rows: int, columns: int) -> Any:
+    return space[start : start + rows * columns].reshape(rows, columns)
+
+
+@compiled()
+def _normalise(
+    z: Any, eps: float, momentum: float, scale: Any, shift: Any, running: Any, numbers: Any
+) -> None:
+    """``numbers (4, f)`` of ``z (n, f)``: mean, 1 / √(variance + eps), factor and summand of each feature.
+
+    Args:
+        scale, shift: ``(f,)`` learnt.
+        running: ``(2, f)`` mean and variance, moved on.
+    """
+    rows, features = z.shape
+    one, unbiased = np.float32(1.0 / rows), np.float32(rows / max(rows - 1, 1))
+    moving = np.float32(momentum)
+    mean, rate, factor, summand = numbers[0], numbers[1], numbers[2], numbers[3]
+    mean[:] = np.float32(0.0)
+    rate[:] = np.float32(0.0)
+    for n in range(rows):
+        for f in range(features):
+            mean[f] += z[n, f]
+    for f in range(features):
+        mean[f] *= one
+    for n in range(rows):
+        for f in range(features):
+            away = z[n, f] - mean[f]
+            rate[f] += away * away
+    for f in range(features):
+        variance = rate[f] * one
+        rate[f] = np.float32(1.0 / np.sqrt(variance + eps))
+        factor[f] = scale[f] * rate[f]
+        summand[f] = shift[f] - mean[f] * factor[f]
+        running[0, f] += moving * (mean[f] - running[0, f])
+        running[1, f] += moving * (variance * unbiased - running[1, f])
+
+
+@compiled()
+def _unnormalise(z: Any, numbers: Any, gradient: Any, to_scale: Any, to_shift: Any) -> None:
+    """The gradient ``(n, f)`` of normalised rows as that of the rows, in place; those of what is learnt."""
+    rows, features = z.shape
+    one = np.float32(1.0 / rows)
+    mean, rate, factor = numbers[0], numbers[1], numbers[2]
+    to_scale[:] = np.float32(0.0)
+    to_shift[:] = np.float32(0.0)
+    for n in range(rows):
+        for f in range(features):
+            to_scale[f] += gradient[n, f] * (z[n, f] - mean[f])
+            to_shift[f] += gradient[n, f]
+    for f in range(features):
+        to_scale[f] *= rate[f]
+    for n in range(rows):
+        for f in range(features):
+            standard = (z[n, f] - mean[f]) * rate[f]
+            common = (to_shift[f] + standard * to_scale[f]) * one
+            gradient[n, f] = factor[f] * (gradient[n, f] - common)
+
+
+@compiled()
+def _cross_entropy(logits: Any, classes: Any, smoothing: float, gradient: Any) -> tuple[float, int]:
+    """Sum of the losses of ``logits (n, c)``, and how many are right; the gradient of the mean loss."""
+    rows, count = logits.shape
+    zero, one = np.float32(0.0), np.float32(1.0 / rows)
+    spread, kept = np.float32(smoothing / count), np.float32(1.0 - smoothing)
+    loss, hits = 0.0, 0
+    for n in range(rows):
+        row, out, own = logits[n], gradient[n], int(classes[n])
+        best = 0
+        for c in range(1, count):
+            if not row[c] <= row[best]:  # the first of equal ones; a NaN wins
+                best = c
+        hits += best == own
+        total, all_logits = zero, zero
+        for c in range(count):
+            out[c] = np.exp(row[c] - row[best])
+            total += out[c]
+            all_logits += row[c] - row[best]
+        entropy = np.log(total)
+        loss += kept * (entropy - (row[own] - row[best]))
+        if smoothing > 0.0:
+            loss += spread * (np.float32(count) * entropy - all_logits)
+        for c in range(count):
+            out[c] = (out[c] / total - (spread + (kept if c == own else zero))) * one
+    return loss, hits
+
+
+@compiled()
+def _squared_error(outputs: Any, targets: Any, gradient: Any) -> float:
+    """Sum of the squared errors of ``outputs (n, 1)``; the gradient of their mean."""
+    rows = len(outputs)
+    two, loss = np.float32(2.0 / rows), 0.0
+    for n in range(rows):
+        away = outputs[n, 0] - np.float32(targets[n])
+        loss += away * away
+        gradient[n, 0] = two * away
+    return loss
+
+
+@compiled()
+def _gaussian_nll(outputs: Any, targets: Any, bounds: Any, gradient: Any) -> float:
+    """Sum of the negative log-likelihoods of ``outputs (n, 2)``; the gradient of their mean."""
+    rows = len(outputs)
+    zero, half, one = np.float32(0.0), np.float32(0.5), np.float32(1.0 / rows)
+    low, high = np.float32(bounds[0]), np.float32(bounds[1])
+    loss = 0.0
+    for n in range(rows):
+        away, told = outputs[n, 0] - np.float32(targets[n]), outputs[n, 1]
+        log_variance = min(max(told, low), high) if told == told else told  # a NaN stays
+        weight = np.exp(-log_variance)
+        loss += half * (log_variance + away * away * weight)
+        gradient[n, 0] = away * weight * one
+        gradient[n, 1] = half * (np.float32(1.0) - away * away * weight) * one
+        if told < low or told > high:
+            gradient[n, 1] = zero
+    return loss
+
+
+@compiled()
+def _through(
+    stages: Any,
+    constants: Any,
+    row: Any,
+    running: Any,
+    inputs: Any,
+    targets: Any,
+    loss_of: Any,
+    words: Any,
+    firsts: Any,
+    limits: Any,
+    scales: Any,
+    space: Any,
+    gradient: Any,
+) -> tuple[float, int]:
+    """One worker's outputs and gradients; the sum of its losses, and how many classes are right."""
+    rows, zero = len(inputs), np.float32(0.0)
+    count = len(stages)
+    x = inputs
+    for s in range(count):
+        place = stages[s]
+        width, features = place[INPUTS], place[OUTPUTS]
+        z = _block(space, place[Z], rows, features)
+        np.dot(x, _block(row, place[WEIGHT], features, width).T, z)
+        if place[BIAS] >= 0:
+            bias = row[place[BIAS] : place[BIAS] + features]
+            for n in range(rows):
+                for f in range(features):
+                    z[n, f] += bias[f]
+        if place[OUT] < 0:
+            x = z
+            continue
+        numbers = _block(space, place[NUMBERS], 4, features)
+        factor, summand = numbers[2], numbers[3]
+        if place[RUNNING] >= 0:
+            scale = row[place[SCALE] : place[SCALE] + features]
+            shift = row[place[SHIFT] : place[SHIFT] + features]
+            moved = _block(running, place[RUNNING], 2, features)
+            _normalise(z, constants[s, 0], constants[s, 1], scale, shift, moved, numbers)
+        else:
+            factor[:] = np.float32(1.0)
+            summand[:] = zero
+        out = _block(space, place[OUT], rows, features)
+        for n in range(rows):
+            for f in range(features):
+                out[n, f] = z[n, f] * factor[f] + summand[f]
+            if place[RELU]:
+                for f in range(features):
+                    out[n, f] = zero if out[n, f] < zero else out[n, f]  # a NaN stays
+        drop = place[DROPOUT]
+        if drop >= 0:
+            flat, drawn, limit, scaled = out.reshape(-1), words[firsts[drop] :], limits[drop], scales[drop]
+            for k in range(len(flat)):
+                flat[k] *= scaled if drawn[k] >= limit else zero
+        x = out
+    widest = 0
+    for s in range(count):
+        widest = max(widest, stages[s, OUTPUTS])
+    half = len(space) - rows * widest
+    here = half  # gradients take turns in the last two parts of the space
+    g = _block(space, here, rows, stages[count - 1, OUTPUTS])
+    hits = 0
+    if loss_of[0] == CROSS_ENTROPY:
+        loss, hits = _cross_entropy(x, targets, loss_of[1], g)
+    elif loss_of[0] == MSE:
+        loss = _squared_error(x, targets, g)
+    else:
+        loss = _gaussian_nll(x, targets, (loss_of[2], loss_of[3]), g)
+    for s in range(count - 1, -1, -1):
+        place = stages[s]
+        width, features = place[INPUTS], place[OUTPUTS]
+        if place[OUT] >= 0:
+            z, numbers = _block(space, place[Z], rows, features), _block(space, place[NUMBERS], 4, features)
+            factor, summand = numbers[2], numbers[3]
+            drop = place[DROPOUT]
+            if drop >= 0:
+                flat, drawn, limit, scaled = g.reshape(-1), words[firsts[drop] :], limits[drop], scales[drop]
+                for k in range(len(flat)):
+                    flat[k] *= scaled if drawn[k] >= limit else zero
+            if place[RELU]:
+                for n in range(rows):
+                    for f in range(features):
+                        g[n, f] = zero if z[n, f] * factor[f] + summand[f] <= zero else g[n, f]
+            if place[RUNNING] >= 0:
+                to_scale = gradient[place[SCALE] : place[SCALE] + features]
+                to_shift = gradient[place[SHIFT] : place[SHIFT] + features]
+                _unnormalise(z, numbers, g, to_scale, to_shift)
+        x = inputs
+        if s > 0:
+            before = stages[s - 1]
+            x = _block(space, before[OUT] if before[OUT] >= 0 else before[Z], rows, width)
+        np.dot(g.T, x, _block(gradient, place[WEIGHT], features, width))
+        if place[BIAS] >= 0:
+            bias = gradient[place[BIAS] : place[BIAS] + features]
+            bias[:] = zero
+            for n in range(rows):
+                for f in range(features):
+                    bias[f] += g[n, f]
+        if s > 0:
+            there = half - rows * widest if here == half else half
+            back = _block(space, there, rows, width)
+            np.dot(g, _block(row, place[WEIGHT], features, width), back)
+            g, here = back, there
+    return loss, hits
+
+
+@compiled()
+def train(
+    stages: Any,
+    constants: Any,
+    rows: Any,
+    running: Any,
+    batch: Any,
+    loss_of: Any,
+    draws: Any,
+    space: Any,
+    gradients: Any,
+    update: Any,
+    kept: Any,
+    found: Any,
+) -> None:
+    """A step of every worker.
+
+    Args:
+        stages: ``(s, 12)`` int64, as the names above say.
+        constants: ``(s, 2)``: ε and momentum of the normalisations.
+        rows: ``(w, d)`` parameters.
+        running: ``(w, r)`` statistics of the normalisations.
+        batch: inputs ``(w, n, i)`` and targets ``(w, n)``.
+        loss_of: which loss, label smoothing, and bounds of log-variances.
+        draws: words ``(w, k)`` int16, ``(c,)`` where each call's begin, its limits and scales ``(w, c)``.
+        space: workspace.
+        gradients: ``(w, d)``, or a row that is used again.
+        update: which optimizer, rates ``(w,)``, decay ``(d,)`` and settings of ``adamw_row`` or ``sgd_row``.
+        kept: steps made with this one, ``(w,)``, and two moments ``(w, d)``.
+        found: sums of losses ``(w,)`` and hits ``(w,)`` int64, to be filled.
+    """
+    inputs, targets = batch
+    words, firsts, limits, scales = draws
+    optimizer, rates, decay, settings = update
+    steps, first, second = kept
+    losses, hits = found
+    for w in range(len(rows)):
+        gradient = gradients[w % len(gradients)]
+        losses[w], hits[w] = _through(
+            stages,
+            constants,
+            rows[w],
+            running[w],
+            inputs[w],
+            targets[w],
+            loss_of,
+            words[w],
+            firsts,
+            limits[w],
+            scales[w],
+            space,
+            gradient,
+        )
+        if optimizer == ADAMW:
+            adamw_row(rows[w], gradient, first[w], second[w], steps[w], rates[w], decay, settings)
+        elif optimizer == SGD:
+            sgd_row(rows[w], gradient, first[w], rates[w], decay, settings)
