@@ -51,7 +51,7 @@ class _Limit:
         """For as long as the block runs, and others that began meanwhile."""
         with self._lock:
             if not self._users:
-                self._open = load_products().limit(limits=threads, user_api="blas")
+                self._open = _libraries().limit(limits=threads, user_api="blas")
                 self._open.__enter__()
             self._users += 1
         try:
@@ -68,8 +68,13 @@ product_threads = _Limit().held
 
 
 @cache
-def load_products() -> ThreadpoolController:
-    """Load SciPy's BLAS, which multiplies matrices in compiled loops; returns what sets its threads.
+def _libraries() -> ThreadpoolController:
+    """Those of this process that have threads of their own."""
+    return ThreadpoolController()
+
+
+def _load_products() -> None:
+    """Load SciPy's BLAS, which multiplies matrices in compiled loops; numba does so with the first loop.
 
     OpenBLAS takes kernels of half the width on processors by AMD that have AVX-512: products of 128 × 128
     in float32 make 103 GFLOP/s there, and 175 with those that it takes on Intel's. So it is told to, unless
@@ -84,7 +89,6 @@ def load_products() -> ThreadpoolController:
     finally:
         if tells:
             del os.environ[told]
-    return ThreadpoolController()
 
 
 def _flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -94,3 +98,6 @@ def _flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     except OSError:
         return set()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+_load_products()

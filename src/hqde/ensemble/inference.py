@@ -19,6 +19,8 @@ InferencePrecision = Literal["fp32", "bf16", "int8"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+REPLACED = (*CONVOLUTIONS, nn.MaxPool2d)
+
 
 def ready_for_inference(
     model: nn.Module,
@@ -53,6 +55,9 @@ def ready_for_inference(
     known = get_args(InferencePrecision)
     if precision not in known:
         raise ConfigError(f"unknown precision '{precision}' of predictions; {did_you_mean(precision, known)}")
+    if precision != "int8" and not any(isinstance(layer, REPLACED) for layer in model.modules()):
+        ready = copy.deepcopy(model).eval()
+        return ready if precision == "fp32" else InBfloat16(ready)
     graph, layers = called_once(model)
     ready = copy.deepcopy(model).eval()
     layers = {node: ready.get_submodule(str(node.target)) for node in layers}

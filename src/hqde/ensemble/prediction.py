@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Literal, TypeAlias
 
@@ -23,6 +24,9 @@ LOSSES: tuple[Loss, ...] = ("cross_entropy", "mse", "gaussian_nll")
 
 NUMBERS_AT_ONCE = 64 * 3 * 32 * 32
 """Of the images that a model on a CPU gets at once, but at least 64 of them."""
+
+QUICK_S = 2e-3
+"""A member that predicts a batch in less is quick."""
 
 LOG_VARIANCE_BOUNDS = (-10.0, 10.0)
 """Log-variances of standardised targets are read within these bounds, as in training."""
@@ -46,8 +50,8 @@ def predict_members(
         batches: raw inputs, rows first.
         schema, normalization, target_scale, loss: what the members were trained with.
         device: where the members are.
-        pool: threads in which the members predict each batch side by side, to the same bits for as many torch
-            threads; left out, one after the other.
+        pool: threads in which the members predict each batch, side by side if that takes long, to the same
+            bits for as many torch threads; left out, one after the other in this thread.
 
     Returns:
         (m, n, c) float32 on the CPU: probabilities, or for regression (m, n, 2) mean and variance in the
@@ -59,6 +63,7 @@ def predict_members(
     """
     parts: list[list[Tensor]] = [[] for _ in members]
     first_row = 0
+    quick: bool | None = None  # known once a member has predicted
     with torch.inference_mode():
         for inputs in batches:
             check_inputs(inputs, schema)
@@ -80,7 +85,15 @@ def predict_members(
                         check_outputs(outputs[-1], member=member, rows=rows, schema=schema, loss=loss)
                     return interpret_outputs(torch.cat(outputs), loss=loss, target_scale=target_scale)
 
-            found = (map if pool is None else pool.map)(predict, members)
+            if pool is None:
+                found = [predict(member) for member in members]
+            elif quick is None:
+                began = time.perf_counter()
+                found = [pool.submit(predict, members[0]).result()]
+                quick = time.perf_counter() - began < QUICK_S
+                found += _predicted(predict, members[1:], pool, quick=quick)
+            else:
+                found = _predicted(predict, members, pool, quick=quick)
             for member, part, rows_found in zip(members, parts, found, strict=True):
                 _check_prediction(rows_found, member, first_row)
                 part.append(rows_found.cpu())
@@ -89,6 +102,15 @@ def predict_members(
         empty = torch.zeros(0, width)
         stacked = torch.stack([torch.cat(part) if part else empty for part in parts])
     return stacked.clone()  # outside inference mode: an ordinary tensor, which autograd code may use
+
+
+def _predicted(
+    predict: Callable[[Member], Tensor], members: Sequence[Member], pool: Executor, *, quick: bool
+) -> list[Tensor]:
+    """What members predict side by side; quick ones in one thread, as they wait for each other in more."""
+    if quick:
+        return pool.submit(lambda: [predict(member) for member in members]).result()
+    return list(pool.map(predict, members))
 
 
 def _parts(inputs: Inputs) -> tuple[Inputs, ...]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hqde.compiling import load_products
 from hqde.training import perceptron_kernels as kernels
 from hqde.training.held import Held
 from hqde.training.masks import Draws
@@ -35,7 +34,6 @@ class StackedPerceptrons:
     """
 
     def __init__(self, chain: Perceptron, worker: Worker) -> None:
-        load_products()
         self._chain, self._recipe, self._loss = chain, worker.spec.recipe, worker.loss
         self._layout = worker.layout
         self._decay = decay_of(worker.optimizer, list(worker.model.parameters())).numpy()
