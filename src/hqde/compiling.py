@@ -1,20 +1,15 @@
-"""Loops that numba turns into machine code, and the library that multiplies matrices in them."""
+"""Loops that numba turns into machine code, and the threads of matrix products in them."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from numba import njit
 from threadpoolctl import ThreadpoolController
-
-# What OpenBLAS asks of a processor before it takes its AVX-512 kernels, which it does on Intel's alone.
-WIDE = {"avx512f", "avx512cd", "avx512dq", "avx512bw", "avx512vl"}
 
 
 def compiled(*, sums_in_any_order: bool = False) -> Callable[[Any], Any]:
@@ -64,40 +59,12 @@ class _Limit:
 
 
 product_threads = _Limit().held
-"""``with product_threads(1):`` matrix products in compiled loops take so many threads each."""
+"""``with product_threads(1):`` matrix products in compiled loops (of SciPy) take so many threads each."""
 
 
 @cache
 def _libraries() -> ThreadpoolController:
     """Those of this process that have threads of their own."""
+    import scipy.linalg.cython_blas  # noqa: F401 - where numba looks for products
+
     return ThreadpoolController()
-
-
-def _load_products() -> None:
-    """Load SciPy's BLAS, which multiplies matrices in compiled loops; numba does so with the first loop.
-
-    OpenBLAS takes kernels of half the width on processors by AMD that have AVX-512: products of 128 × 128
-    in float32 make 103 GFLOP/s there, and 175 with those that it takes on Intel's. So it is told to, unless
-    the environment says what to take (``OPENBLAS_CORETYPE``) or SciPy was loaded already.
-    """
-    told = "OPENBLAS_CORETYPE"
-    tells = told not in os.environ and _flags() >= WIDE
-    if tells:
-        os.environ[told] = "SkylakeX"
-    try:
-        import scipy.linalg.cython_blas  # noqa: F401 - where numba looks for it
-    finally:
-        if tells:
-            del os.environ[told]
-
-
-def _flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """What the processor can do, where Linux tells."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-_load_products()

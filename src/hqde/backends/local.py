@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,11 +15,14 @@ from hqde.backends.base import Failure, Outcome, StepReport, Supervisor
 from hqde.backends.cores import Seating, seat_workers, torch_threads
 from hqde.backends.lanes import Board, Lanes
 from hqde.data import Examples
-from hqde.ensemble import Ensemble, predict_side_by_side
+from hqde.ensemble import BATCH_SIZE, Ensemble, predict_side_by_side
 from hqde.errors import ConfigError, HqdeError
 from hqde.monitoring import SystemMetrics
 from hqde.training import Order, Turns, Worker, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
+
+# Of the rows that members predict at once: the memory that they take is nothing, and so is that of layers.
+NUMBERS_AT_ONCE = 2**17
 
 
 class LocalBackend:
@@ -147,10 +151,11 @@ class LocalBackend:
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
         """Let the members predict, side by side where workers train so."""
         lanes, threads = min(self.seating.lanes, len(ensemble)), self.seating.threads
+        rows = max(BATCH_SIZE, NUMBERS_AT_ONCE // max(1, prod(ensemble.schema.input_shape or ())))
         if lanes > 1:
-            return predict_side_by_side(ensemble, examples, lanes=lanes, threads=threads)
+            return predict_side_by_side(ensemble, examples, lanes=lanes, threads=threads, batch_size=rows)
         with torch_threads(threads):
-            return ensemble.predict_members(examples)
+            return ensemble.predict_members(examples, batch_size=rows)
 
     def worker_states(self) -> Mapping[int, WorkerState]:
         """Every worker's state."""

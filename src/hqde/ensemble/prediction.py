@@ -8,11 +8,11 @@ from concurrent.futures import Executor
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hqde.data import Inputs, Normalization, Schema, TargetScale, move_inputs, num_rows
 from hqde.ensemble.inputs import check_finite, check_inputs
-from hqde.ensemble.members import Member
+from hqde.ensemble.members import Member, evaluating
 from hqde.errors import ConfigError, NonFiniteError, PreconditionError, did_you_mean
 from hqde.finite import has_finite_sum
 from hqde.models import call_model
@@ -78,7 +78,7 @@ def predict_members(
 
             def predict(member: Member, ready: Inputs = ready) -> Tensor:
                 with torch.inference_mode():  # is a thread's own
-                    model, outputs = _evaluating(member.model), []
+                    model, outputs = evaluating(member.model), []
                     for part in _parts(ready):
                         outputs.append(call_model(model, part))
                         rows = num_rows(part)
@@ -118,13 +118,6 @@ def _parts(inputs: Inputs) -> tuple[Inputs, ...]:
     if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.device.type == "cpu":
         return inputs.split(max(64, NUMBERS_AT_ONCE // max(1, inputs[0].numel())))
     return (inputs,)
-
-
-def _evaluating(model: nn.Module) -> nn.Module:
-    """The model, in evaluation mode: to set it takes longer than to look."""
-    if any(module.training for module in model.modules()):
-        model.eval()
-    return model
 
 
 def interpret_outputs(outputs: Tensor, *, loss: Loss, target_scale: TargetScale) -> Tensor:
