@@ -35,6 +35,7 @@ from hqde.aggregation import (
     AggregationPolicy,
     FedAvg,
     GaussianNoise,
+    LearntShares,
     Mean,
     Momentum,
     NormBound,
@@ -67,6 +68,7 @@ class Setting:
 
 SLOW = Momentum(learning_rate=0.2, momentum=0.8)  # a mean over the last rounds' deltas
 BOUND = AggregationPolicy(norm_bound=NormBound())
+LEARNT = AggregationPolicy(norm_bound=NormBound(), learnt_shares=LearntShares())
 
 # Case: published FedAvg, FedMedian, TrimmedAvg and MultiKrum, each mean and standard deviation of 15 seeds.
 PUBLISHED: dict[str, tuple[tuple[float, float], ...]] = {
@@ -91,6 +93,7 @@ SETTINGS: dict[str, Setting] = {
     "caf_m": Setting(lambda f: make_rule("caf", num_byzantine=f), SLOW),
     "caf_fast": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8)),
     "bound_caf": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8), BOUND),
+    "learnt": Setting(lambda _: Mean(), Momentum(0.5, 0.8), LEARNT),
 }
 
 _SPLITS: Splits | None = None

@@ -11,6 +11,7 @@ from hqde.aggregation import (
     AggregationPolicy,
     FractionalRule,
     HeldOutImprovement,
+    LearntShares,
     Momentum,
     NormBound,
     Reliability,
@@ -19,7 +20,7 @@ from hqde.aggregation import (
     make_rule,
 )
 from hqde.backends import LocalBackend
-from hqde.data import Iid
+from hqde.data import Iid, SubsetExamples, TensorExamples, make_splits
 from hqde.drills import BadWorkers, LabelFlip, ReplayFirst, bad_workers
 from hqde.errors import ConfigError, PreconditionError
 from hqde.models import model_spec
@@ -38,6 +39,14 @@ def run(experiment, backend=None, **options):
     recorder = RoundLog()
     result = Engine(experiment, backend or LocalBackend(), listener=recorder, **options).run()
     return result, recorder
+
+
+def regression():
+    draws = torch.Generator().manual_seed(3)
+    inputs = torch.randn(200, 6, generator=draws)
+    splits = make_splits("numbers", TensorExamples(inputs, 5.0 + 3.0 * inputs[:, 0]), task="regression")
+    model = model_spec("mlp", input_shape=(6,), num_outputs=1, norm="group", options={"hidden": [8]})
+    return replace(experiment(policy=LEARNT), splits=splits, model=model, calibrate=False)
 
 
 def attacked(attack, bad=(4,)):
@@ -149,6 +158,54 @@ def test_an_update_that_makes_the_model_worse_on_held_out_rows_is_refused():
     refused = [event for event in recorder.events if event.kind == "rejected"]
     assert {event.worker_id for event in refused} == {4}
     assert all("raises the held-out loss" in event.reason for event in refused)
+
+
+LEARNT = AggregationPolicy(learnt_shares=LearntShares())
+
+
+@pytest.mark.parametrize("bad", [(4,), (2, 3, 4)])
+def test_learnt_shares_leave_out_whoever_does_not_help_be_they_most(bad):
+    given = experiment(policy=LEARNT)
+    _, honest = run(given)
+    _, recorder = run(given, attacked(SignFlip(strength=3.0), bad))
+    _, fooled = run(experiment(), attacked(SignFlip(strength=3.0), bad))
+    last, without = recorder.records[-1], honest.records[-1].validation.loss
+    assert {row.worker for row in last.workers if row.status == "left_out"} >= set(bad)
+    assert all(row.weight == 0.0 for row in last.workers if row.worker in bad)
+    assert all("on the server's held-out rows" in last.workers[worker].reason for worker in bad)
+    assert last.validation.loss < 0.8 * fooled.records[-1].validation.loss
+    assert last.validation.loss < 1.15 * without
+
+
+def test_a_slope_is_that_of_the_loss(monkeypatch):
+    for task in ("classification", "regression"):
+        given = experiment(policy=LEARNT) if task == "classification" else regression()
+        engine = Engine(given, LocalBackend())
+        engine.prepare()
+        pool, group = engine._pool, tuple(range(given.num_workers))
+        weights = given.initial_weights(0)
+        loss, slope = pool.held_out_slope(0, group, weights)
+        draws = torch.Generator().manual_seed(0)
+        along = torch.randn(len(slope), generator=draws)
+        step = 1e-3
+        ends = []
+        for sign in (1.0, -1.0):
+            vector = weights.vector.clone()
+            vector[: len(slope)] += sign * step * along
+            ends.append(pool.held_out_slope(0, group, replace(weights, vector=vector))[0])
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(slope @ along), rel=1e-2, abs=1e-3)
+        assert loss == pytest.approx(sum(ends) / 2, rel=1e-2)
+        if task == "classification":
+            assert loss == pytest.approx(pool.held_out_loss(0, group, weights), rel=1e-5)
+
+
+def test_learnt_shares_need_a_rule_that_looks_at_shares_and_rows_to_learn_from():
+    with pytest.raises(ConfigError, match="multi_krum' counts heads: use 'mean'"):
+        experiment(policy=LEARNT, rule=make_rule("multi_krum", num_byzantine=1))
+    given = experiment()
+    none = replace(given.splits, validation=SubsetExamples(given.splits.validation, torch.arange(0)))
+    with pytest.raises(ConfigError, match="judging by held-out loss"):
+        replace(given, splits=none, calibrate=False, policy=LEARNT)
 
 
 def test_reliability_is_remembered_excludes_and_survives_a_resume(tmp_path):

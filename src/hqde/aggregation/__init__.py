@@ -27,6 +27,7 @@ from hqde.aggregation.coupling import pulled
 from hqde.aggregation.geometric_median import GeometricMedian
 from hqde.aggregation.gram import BLOCK, GramParts, gram_matrix, gram_parts, merge_parts
 from hqde.aggregation.krum import Bulyan, Krum, MultiKrum
+from hqde.aggregation.learnt_shares import LearntShares
 from hqde.aggregation.mixing import Bucketing, Composed, Mixing, MixingChain, NearestNeighbourMixing
 from hqde.aggregation.outliers import OutlierScores, agreement, outlier_scores
 from hqde.aggregation.policy import AggregationPolicy, Breach
@@ -96,6 +97,7 @@ __all__ = [
     "HeldOutImprovement",
     "InnerProductManipulation",
     "Krum",
+    "LearntShares",
     "Mean",
     "MeanAroundMedian",
     "Mimic",

@@ -9,6 +9,7 @@ from hqde.aggregation import (
     AggregationPolicy,
     FractionalRule,
     HeldOutImprovement,
+    LearntShares,
     NormBound,
     Reliability,
     Rule,
@@ -104,6 +105,8 @@ class AggregationSettings:
         norm_bound: refuse deltas longer than this many times what is usual; 0 refuses none.
         max_loss_increase: refuse deltas that raise the loss on validation rows by more than this; left out,
             nobody looks. It uses data of the server.
+        learn_shares: weigh the deltas of a round so that the loss on validation rows is least, not by their
+            samples. It uses data of the server.
         reliability: ``off``, or what to do with what is remembered of each worker: ``record``, ``weigh`` or
             ``exclude``.
     """
@@ -115,6 +118,7 @@ class AggregationSettings:
     on_breach: Literal["raise", "skip_round", "keep_previous"] = "raise"
     norm_bound: float = 0.0
     max_loss_increase: float | None = None
+    learn_shares: bool = False
     reliability: Literal["off", "record", "weigh", "exclude"] = "off"
 
     def build_rule(self) -> Rule | FractionalRule:
@@ -138,6 +142,7 @@ class AggregationSettings:
             on_breach=self.on_breach,
             norm_bound=NormBound(factor=self.norm_bound) if bounded else None,
             held_out=None if judged is None else HeldOutImprovement(max_increase=judged),
+            learnt_shares=LearntShares() if self.learn_shares else None,
             reliability=None if self.reliability == "off" else Reliability(),
             use="record" if self.reliability == "off" else self.reliability,
         )

@@ -26,13 +26,24 @@ from hqde.aggregation import (
     pulled,
     rule_of,
     shares_of,
+    weighted_sum,
 )
 from hqde.backends import Backend
 from hqde.errors import PreconditionError
 from hqde.weights import Layout, Weights
 
-HeldOutLoss = Callable[[Weights], float]
-"""The loss of a group's model with these weights, on the server's held-out rows."""
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a group's model with some weights does on the server's held-out rows.
+
+    Attributes:
+        loss: its loss; infinite where that is not finite.
+        slope: the loss that it is trained with, and that one's gradient ``(p,)`` in the parameters.
+    """
+
+    loss: Callable[[Weights], float]
+    slope: Callable[[Weights], tuple[float, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def commit_group(
     quorum: int = 1,
     policy: AggregationPolicy = AggregationPolicy(),
     memory: Memory = Memory(),
-    held_out_loss: HeldOutLoss | None = None,
+    held_out: HeldOut | None = None,
     releases_always: bool = False,
 ) -> Commit:
     """Admit, aggregate, step the server optimizer, and build the group's new weights.
@@ -109,7 +120,7 @@ def commit_group(
         updates, round_index=round_index, size=layout.size, num_integers=layout.num_integers
     )
     admitted = [update for update in admitted if update.num_samples > 0]
-    admitted, screened, norms = _screen(admitted, base, backend, policy, memory, held_out_loss)
+    admitted, screened, norms = _screen(admitted, base, backend, policy, memory, held_out)
     refused += screened
     rejected = tuple(sorted(refused, key=lambda r: r.worker_id))
     against = {r.worker_id: 0.0 for r in rejected} if policy.reliability is not None else {}
@@ -119,9 +130,10 @@ def commit_group(
         return replace(unchanged, skipped=skipped)
     deployed = rule_of(rule, len(admitted) + len(rejected)).after_rejecting(len(rejected))
     deployed = deployed.for_round(round_index)
+    shares, without = _shares(admitted, base, backend, policy, held_out)
     task = Combination(
         rows=[update.delta for update in admitted],
-        shares=shares_of([update.num_samples for update in admitted]) if admitted else torch.zeros(0),
+        shares=shares,
         rule=_remembering(deployed, admitted, policy, memory),
         server=server,
         base=base.vector,
@@ -145,7 +157,9 @@ def commit_group(
         server=combined.state,
         num_samples=sum(update.num_samples for update in admitted),
         rejected=rejected,
-        left_out=tuple(Rejection(ids[row], reason) for row, reason in decision.rejected.items()),
+        left_out=tuple(
+            Rejection(ids[row], reason) for row, reason in sorted((without | decision.rejected).items())
+        ),
         row_weights=_by_worker(ids, decision.weights),
         agreements=_by_worker(ids, decision.agreement) | against,
         outliers=_outliers_of(decision, ids),
@@ -200,7 +214,7 @@ def _screen(
     backend: Backend,
     policy: AggregationPolicy,
     memory: Memory,
-    held_out_loss: HeldOutLoss | None,
+    held_out: HeldOut | None,
 ) -> tuple[list[Update], list[Rejection], NormState]:
     """The updates that pass the optional checks, those that do not, and the norm bound's next state."""
     reasons: dict[int, str] = {}
@@ -208,14 +222,37 @@ def _screen(
     if policy.norm_bound is not None:
         lengths = torch.tensor([norm_of(update.delta) for update in admitted], dtype=torch.float64)
         reasons, norms = policy.norm_bound.judge(lengths, norms or policy.norm_bound.init())
-    if policy.held_out is not None and held_out_loss is not None and admitted:
+    if policy.held_out is not None and held_out is not None and admitted:
         losses = [
-            held_out_loss(Weights(base.vector + backend.fetch(update.delta), update.integers))
+            held_out.loss(Weights(base.vector + backend.fetch(update.delta), update.integers))
             for update in admitted
         ]
-        reasons = policy.held_out.judge(held_out_loss(base), losses) | reasons
+        reasons = policy.held_out.judge(held_out.loss(base), losses) | reasons
     kept = [update for row, update in enumerate(admitted) if row not in reasons]
     return kept, [Rejection(admitted[row].worker_id, reason) for row, reason in reasons.items()], norms
+
+
+def _shares(
+    admitted: Sequence[Update],
+    base: Weights,
+    backend: Backend,
+    policy: AggregationPolicy,
+    held_out: HeldOut | None,
+) -> tuple[Tensor, dict[int, str]]:
+    """Shares by samples, or learnt; and why some are 0, by position."""
+    if not admitted:
+        return torch.zeros(0), {}
+    shares = shares_of([update.num_samples for update in admitted])
+    if policy.learnt_shares is None or held_out is None or len(admitted) == 1:
+        return shares, {}
+    rows = [backend.fetch(update.delta) for update in admitted]
+
+    def slope(shares: Tensor) -> tuple[float, Tensor]:
+        weights = Weights(base.vector + weighted_sum(rows, shares.tolist()), base.integers)
+        loss, gradient = held_out.slope(weights)
+        return loss, torch.stack([row[: len(gradient)] @ gradient for row in rows]).double()
+
+    return policy.learnt_shares.learn(shares, slope)
 
 
 def _remembering(rule: Rule, admitted: Sequence[Update], policy: AggregationPolicy, memory: Memory) -> Rule:

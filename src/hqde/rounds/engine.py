@@ -17,7 +17,7 @@ from hqde.checkpoints import CheckpointStore
 from hqde.errors import CheckpointError, QuorumError, WorkerError
 from hqde.memory import freed_memory_kept
 from hqde.rounds.clock import PhaseClock
-from hqde.rounds.commit import Commit, Memory, commit_group, couple_groups
+from hqde.rounds.commit import Commit, HeldOut, Memory, commit_group, couple_groups
 from hqde.rounds.entangling import entangled_perturbations
 from hqde.rounds.events import Event, Listener, Listeners, RoundRecord, Validation, phase_report
 from hqde.rounds.experiment import Experiment
@@ -242,7 +242,10 @@ class Engine:
                 quorum=min(experiment.faults.min_workers, len(group)),
                 policy=experiment.policy,
                 memory=Memory(state.norms.get(index, {}), scores),
-                held_out_loss=partial(self._pool.held_out_loss, index, group),
+                held_out=HeldOut(
+                    partial(self._pool.held_out_loss, index, group),
+                    partial(self._pool.held_out_slope, index, group),
+                ),
                 releases_always=experiment.privacy.enabled,
             )
             for index, group in enumerate(plan.groups)

@@ -161,7 +161,13 @@ class Experiment:
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
-        judges = self.policy.held_out is not None or self.drop_outliers
+        rule = rule_of(self.rule, self.num_workers)
+        if self.policy.learnt_shares is not None and rule.counts == "heads":
+            raise ConfigError(
+                f"aggregation.learn_shares needs a rule that looks at shares; '{rule.name}' counts heads: "
+                "use 'mean'"
+            )
+        judges = self.policy.uses_server_data or self.drop_outliers
         learns = isinstance(self.combiner, FittableCombiner)
         if not len(self.splits.validation) and (self.early_stopping or calibrates or judges or learns):
             wanting = (

@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hqde.backends import Backend
-from hqde.data import SubsetExamples
-from hqde.ensemble import Ensemble, Member, drop_outliers
+from hqde.data import Inputs, SubsetExamples, move_inputs
+from hqde.ensemble import BATCH_SIZE, Ensemble, Member, drop_outliers
 from hqde.errors import NonFiniteError
 from hqde.metrics import accuracy, disagreement, effective_members, gaussian_nll, nll, rmse
+from hqde.models import call_model
 from hqde.rounds.events import Validation
 from hqde.rounds.experiment import Experiment
 from hqde.seeding import seeded
 from hqde.topology import Groups
-from hqde.training import INITIAL_EFFICIENCY, Precision
+from hqde.training import INITIAL_EFFICIENCY, Precision, example_losses
 from hqde.weights import Layout, Weights
 
 # Rows that an update is judged on, where the policy says so.
@@ -51,6 +52,7 @@ class MemberPool:
         self._experiment = experiment
         self._provenance = provenance
         self._models: dict[int, tuple[nn.Module, Layout]] = {}
+        self._held_out: list[tuple[Inputs, Tensor]] | None = None
 
     def ensemble(
         self,
@@ -97,7 +99,9 @@ class MemberPool:
         if ensemble.schema.task == "classification":
             precisions = [self._experiment.recipe_of(group[0]).precision for group in groups]
             pairs = zip(ensemble.members, precisions, strict=True)
-            ensemble = ensemble.with_members([self._as_trained(*pair) for pair in pairs])
+            ensemble = ensemble.with_members(
+                [member.with_model(self._as_trained(member.model, precision)) for member, precision in pairs]
+            )
         predictions, targets = backend.predict_members(ensemble, examples), examples.targets
         combined = ensemble.combine(predictions)
         if ensemble.schema.task == "regression":
@@ -153,11 +157,55 @@ class MemberPool:
             return float(gaussian_nll(mean, variance, rows.targets))
         return float(rmse(mean, rows.targets)) ** 2
 
-    def _as_trained(self, member: Member, precision: Precision) -> Member:
+    def held_out_slope(self, index: int, group: Sequence[int], weights: Weights) -> tuple[float, Tensor]:
+        """The loss of one member with these weights on the same rows, as it is trained, and its slope.
+
+        Returns:
+            The mean loss, in standardised units for numbers, without label smoothing; and its gradient
+            ``(p,)`` in the parameters, float32 on the CPU, 0 for frozen ones.
+        """
+        experiment, schema = self._experiment, self._experiment.splits.schema
+        model, recipe = self._model(index, group[0]), experiment.recipe_of(group[0])
+        layout, device = self._models[index][1], torch.device(experiment.device)
+        layout.write(weights, model)
+        named = dict(model.named_parameters())
+        parameters = [named[slot.name] for slot in layout.parameters]
+        model = self._as_trained(model, recipe.precision)
+        total, slope = 0.0, torch.zeros(layout.num_parameters)
+        count = sum(len(targets) for _, targets in self._held_out_batches())
+        for inputs, targets in self._held_out_batches():
+            ready = move_inputs(experiment.normalization.apply(inputs), device)
+            with torch.enable_grad():
+                outputs = call_model(model, ready)
+                goals = experiment.target_scale.apply(targets).to(device)
+                loss = example_losses(outputs, goals, recipe.loss_for(schema.task)).sum() / count
+                trained = [p for p in parameters if p.requires_grad]
+                found = dict(
+                    zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True)
+                )
+            total += float(loss)
+            parts = [found.get(id(p)) for p in parameters]
+            slope += torch.cat(
+                [
+                    torch.zeros(p.numel()) if g is None else g.flatten().float().cpu()
+                    for p, g in zip(parameters, parts, strict=True)
+                ]
+            )
+        return total, slope
+
+    def _held_out_batches(self) -> list[tuple[Inputs, Tensor]]:
+        """The rows that updates are judged on, as they are stored."""
+        if self._held_out is None:
+            examples = self._experiment.splits.validation
+            rows = torch.arange(min(HELD_OUT_ROWS, len(examples)))
+            self._held_out = [examples.fetch(part) for part in rows.split(BATCH_SIZE)]
+        return self._held_out
+
+    def _as_trained(self, model: nn.Module, precision: Precision) -> nn.Module:
         if precision == "fp32":
-            return member
+            return model
         dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
-        return member.with_model(InAutocast(member.model, torch.device(self._experiment.device).type, dtype))
+        return InAutocast(model, torch.device(self._experiment.device).type, dtype)
 
     def _model(self, index: int, worker: int) -> nn.Module:
         if index not in self._models:

@@ -198,10 +198,10 @@ def check_privacy(experiment: Experiment) -> None:
             f"privacy needs aggregation.rule = 'mean', got '{rule.name}': how far one worker moves another "
             "rule has no bound that noise could hide"
         )
-    if (policy.norm_bound, policy.held_out, policy.reliability) != (None, None, None):
+    if policy.norm_bound or policy.uses_server_data or policy.reliability:
         raise ConfigError(
-            "privacy excludes aggregation.norm_bound, max_loss_increase and reliability: what they refuse "
-            "and remember tells of workers before any noise"
+            "privacy excludes aggregation.norm_bound, max_loss_increase, learn_shares and reliability: what "
+            "they refuse, weigh and remember tells of workers before any noise"
         )
     if isinstance(partitioner, Replicate | Split | Bootstrap):
         raise ConfigError(

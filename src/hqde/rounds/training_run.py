@@ -147,7 +147,7 @@ def final_metrics(
         "rule": rule.name,
         "left_out": totals.left_out,
         "reliability": scores,
-        "uses_server_data": policy.held_out is not None,
+        "uses_server_data": policy.uses_server_data,
     }
     privacy = experiment.privacy.figures(result.state.round_index, experiment.group_size)
     return metrics | {

@@ -262,6 +262,7 @@ def _aggregation_settings(rule: Rule | FractionalRule, policy: AggregationPolicy
         on_breach=policy.on_breach,
         norm_bound=0.0 if bound is None else bound.factor,
         max_loss_increase=None if held_out is None else held_out.max_increase,
+        learn_shares=policy.learnt_shares is not None,
         reliability="off" if policy.reliability is None else policy.use,
     )
     if isinstance(rule, FractionalRule):
