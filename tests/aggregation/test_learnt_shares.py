@@ -62,7 +62,9 @@ def test_rows_that_do_not_help_get_nothing_and_the_reason():
     points = torch.tensor([[1.0, 0.0], [0.0, 1.0], [40.0, 40.0], [-9.0, 30.0]], dtype=torch.float64)
     given_shares = torch.tensor([0.1, 0.1, 0.4, 0.4])  # most of the weight is bad
     before = given_shares.clone()
-    shares, reasons = LearntShares(steps=60).learn(given_shares, quadratic(points, torch.tensor([0.5, 0.5]).double()))
+    shares, reasons = LearntShares(steps=60).learn(
+        given_shares, quadratic(points, torch.tensor([0.5, 0.5]).double())
+    )
     assert shares[:2].tolist() == pytest.approx([0.5, 0.5], abs=0.02)
     assert shares[2:].tolist() == [0.0, 0.0]
     assert list(reasons) == [2, 3]

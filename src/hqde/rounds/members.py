@@ -183,7 +183,7 @@ class MemberPool:
                 found = dict(
                     zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True)
                 )
-            total += float(loss)
+            total += float(loss.detach())
             parts = [found.get(id(p)) for p in parameters]
             slope += torch.cat(
                 [

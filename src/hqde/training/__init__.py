@@ -12,9 +12,10 @@ from hqde.training.perceptrons import Perceptron, perceptron_of
 from hqde.training.perturbing import Perturbation, heat, perturbed
 from hqde.training.recipe import Loss, Precision, Recipe
 from hqde.training.schedule import Schedule
+from hqde.training.spec import WorkerSpec, WorkerState
 from hqde.training.stacking import Stack
 from hqde.training.turns import Turns
-from hqde.training.worker import Worker, WorkerSpec, WorkerState
+from hqde.training.worker import Worker
 
 __all__ = [
     "INITIAL_EFFICIENCY",

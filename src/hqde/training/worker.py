@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,17 +13,13 @@ from torch import Tensor, nn
 from hqde.aggregation import Update, count_nonfinite, pulled
 from hqde.compression import Packet, encode_step
 from hqde.data import (
-    Augmentation,
     Examples,
     Inputs,
-    Normalization,
-    Schema,
-    TargetScale,
     move_inputs,
     reads_side_by_side,
 )
 from hqde.errors import PreconditionError
-from hqde.models import ModelSpec, call_model, draw_dropout_from
+from hqde.models import call_model, draw_dropout_from
 from hqde.seeding import generator, seeded
 from hqde.training.efficiency import INITIAL_EFFICIENCY, update_efficiency
 from hqde.training.held import Held, copied_state, moments_of
@@ -34,53 +29,10 @@ from hqde.training.optimizers import load_optimizer_tensors, make_optimizer, opt
 from hqde.training.order import Order, epoch_batches, progress_at
 from hqde.training.perturbing import heat, perturbed
 from hqde.training.recipe import Recipe
-from hqde.training.schedule import Schedule
+from hqde.training.spec import WorkerSpec, WorkerState
 from hqde.training.tally import Tally
 from hqde.training.turns import Recomputation, Stream, Turns, own_stream
 from hqde.weights import Layout, Weights
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """All a worker needs to know before its first round; the same wherever it runs.
-
-    Attributes:
-        worker_id: 0, 1, …
-        model: architecture.
-        dropout_rate: this worker's; ``None`` leaves the architecture's default.
-        recipe: this worker's, with its group's overrides and its own learning rate applied.
-        schedule: learning rate over the run.
-        schema, normalization, target_scale: what the data look like and how they enter the model.
-        augmentation: of images, while training.
-        seed: the run's seed; every stream of the worker is derived from it and ``worker_id``.
-        device: where to train, e.g. ``"cpu"`` or ``"cuda:0"``.
-    """
-
-    worker_id: int
-    model: ModelSpec
-    dropout_rate: float | None
-    recipe: Recipe
-    schedule: Schedule
-    schema: Schema
-    normalization: Normalization
-    target_scale: TargetScale
-    augmentation: Augmentation
-    seed: int
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class WorkerState:
-    """What a worker carries from round to round besides the committed weights.
-
-    Attributes:
-        tensors: optimizer state, loss scaler, the worker's own buffers, what error feedback owes, and the
-            worker's own weights where it has some.
-        efficiency: its efficiency score.
-    """
-
-    tensors: dict[str, Tensor]
-    efficiency: float
 
 
 class Worker:
