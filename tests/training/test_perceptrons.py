@@ -136,6 +136,21 @@ def test_hits_are_the_rows_whose_class_has_the_largest_logit():
     assert inputs[0].argmax(1).tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize("target", [-1, 2, 2**40])
+def test_targets_that_are_no_classes_are_refused_and_nobody_moves_after_them(target):
+    model = nn.Sequential(nn.Linear(2, 2))
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    state, before = state_of(model, rows), rows.clone()
+    stacked = StackedPerceptrons(Perceptron.of(model, names_of(model)), worker_of(model))
+    inputs, targets = torch.randn(3, 4, 2), torch.zeros(3, 4, dtype=torch.int64)
+    targets[1, 2] = target
+    draws = [torch.Generator()] * 3
+    none = plan_masks(model, inputs[0], 4, autocast=nullcontext()).draws(4, draws, [[]] * 3)
+    with pytest.raises(IndexError, match=r"worker 1 of the stack .* outputs for 2 classes"):
+        stacked.step(state, inputs, targets, none, [0.1] * 3)
+    assert torch.equal(state.rows[1:], before[1:])
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_steps_are_those_of_sgd(momentum, nesterov):

@@ -156,9 +156,16 @@ def _through(
     space: Any,
     gradient: Any,
 ) -> tuple[float, int]:
-    """One worker's outputs and gradients; the sum of its losses, and how many classes are right."""
+    """One worker's outputs and gradients; the sum of its losses, and how many classes are right.
+
+    Where there is no such class as a target says nothing is done, and -1 are right.
+    """
     rows, zero = len(inputs), np.float32(0.0)
     count = len(stages)
+    if loss_of[0] == CROSS_ENTROPY:
+        for n in range(rows):
+            if not 0 <= targets[n] < stages[count - 1, OUTPUTS]:
+                return np.nan, -1
     x = inputs
     for s in range(count):
         place = stages[s]
@@ -276,7 +283,8 @@ def train(
         gradients: ``(w, d)``, or a row that is used again.
         update: which optimizer, rates ``(w,)``, decay ``(d,)`` and settings of ``adamw_row`` or ``sgd_row``.
         kept: steps made with this one, ``(w,)``, and two moments ``(w, d)``.
-        found: sums of losses ``(w,)`` and hits ``(w,)`` int64, to be filled.
+        found: sums of losses ``(w,)`` and hits ``(w,)`` int64, to be filled up to the first of -1 hits, where
+            a target is no class.
     """
     inputs, targets = batch
     words, firsts, limits, scales = draws
@@ -300,6 +308,8 @@ def train(
             space,
             gradient,
         )
+        if hits[w] < 0:
+            return
         if optimizer == ADAMW:
             adamw_row(rows[w], gradient, first[w], second[w], steps[w], rates[w], decay, settings)
         elif optimizer == SGD:

@@ -36,6 +36,7 @@ class StackedPerceptrons:
     def __init__(self, chain: Perceptron, worker: Worker) -> None:
         self._chain, self._recipe, self._loss = chain, worker.spec.recipe, worker.loss
         self._layout = worker.layout
+        self._classes = chain.places[f"{chain.stages[-1].linear}.weight"][1][0]
         self._decay = decay_of(worker.optimizer, list(worker.model.parameters())).numpy()
         self._spaces: dict[int, tuple[Any, Any, Any]] = {}
 
@@ -113,7 +114,7 @@ class StackedPerceptrons:
         workers, rows = targets.shape
         adam = self._recipe.optimizer == "adamw"
         kept = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer", "momentum_buffer")
-        losses, hits = torch.empty(workers, dtype=torch.float64), torch.empty(workers, dtype=torch.int64)
+        losses, hits = torch.empty(workers, dtype=torch.float64), torch.zeros(workers, dtype=torch.int64)
         stages, constants, space = self._space(rows, draws)
         steps = state.moments["step"][:, 0].numpy()
         kernels.train(
@@ -130,6 +131,12 @@ class StackedPerceptrons:
             (steps, *(state.moments[name].numpy() for name in kept)),
             (losses.numpy(), hits.numpy()),
         )
+        if int(hits.min()) < 0:
+            bad = int(hits.argmin())
+            raise IndexError(
+                f"targets of worker {bad} of the stack reach from {int(targets[bad].min())} to "
+                f"{int(targets[bad].max())}, and the model has outputs for {self._classes} classes"
+            )
         state.buffers["seen"] += 1
         return losses, hits
 
