@@ -199,9 +199,10 @@ def test_a_slope_is_that_of_the_loss():
             assert loss == pytest.approx(pool.held_out_loss(0, group, weights), rel=1e-5)
 
 
-def test_learnt_shares_need_a_rule_that_looks_at_shares_and_rows_to_learn_from():
-    with pytest.raises(ConfigError, match="multi_krum' counts heads: use 'mean'"):
-        experiment(policy=LEARNT, rule=make_rule("multi_krum", num_byzantine=1))
+def test_learnt_shares_need_the_mean_and_rows_to_learn_from():
+    for name, counts in (("multi_krum", "heads"), ("geometric_median", "weight")):
+        with pytest.raises(ConfigError, match=f"goes with the rule 'mean': '{name}' counts {counts}"):
+            experiment(policy=LEARNT, rule=make_rule(name, num_byzantine=1))
     given = experiment()
     none = replace(given.splits, validation=SubsetExamples(given.splits.validation, torch.arange(0)))
     with pytest.raises(ConfigError, match="judging by held-out loss"):

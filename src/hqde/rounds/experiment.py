@@ -162,10 +162,10 @@ class Experiment:
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
         rule = rule_of(self.rule, self.num_workers)
-        if self.policy.learnt_shares is not None and rule.counts == "heads":
+        if self.policy.learnt_shares is not None and rule.counts != "nothing":
             raise ConfigError(
-                f"aggregation.learn_shares needs a rule that looks at shares; '{rule.name}' counts heads: "
-                "use 'mean'"
+                f"aggregation.learn_shares goes with the rule 'mean': '{rule.name}' counts {rule.counts}, which "
+                "shares that are learnt do not leave equal"
             )
         judges = self.policy.uses_server_data or self.drop_outliers
         learns = isinstance(self.combiner, FittableCombiner)
