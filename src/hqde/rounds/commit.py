@@ -13,6 +13,7 @@ from hqde.aggregation import (
     Combination,
     Decision,
     FractionalRule,
+    LearntShares,
     Mean,
     NormState,
     Rejection,
@@ -26,6 +27,7 @@ from hqde.aggregation import (
     pulled,
     rule_of,
     shares_of,
+    step_columns,
     weighted_sum,
 )
 from hqde.backends import Backend
@@ -130,16 +132,18 @@ def commit_group(
         return replace(unchanged, skipped=skipped)
     deployed = rule_of(rule, len(admitted) + len(rejected)).after_rejecting(len(rejected))
     deployed = deployed.for_round(round_index)
-    shares, without = _shares(admitted, base, backend, policy, held_out)
     task = Combination(
         rows=[update.delta for update in admitted],
-        shares=shares,
+        shares=shares_of([update.num_samples for update in admitted]) if admitted else torch.zeros(0),
         rule=_remembering(deployed, admitted, policy, memory),
         server=server,
         base=base.vector,
         state=server_state,
         num_parameters=layout.num_parameters,
     )
+    without: dict[int, str] = {}
+    if policy.learnt_shares is not None and held_out is not None and len(admitted) > 1:
+        task, without = _with_learnt_shares(task, policy.learnt_shares, held_out, backend, base.integers)
     try:
         if admitted:
             deployed.check_bound(len(admitted))
@@ -232,27 +236,21 @@ def _screen(
     return kept, [Rejection(admitted[row].worker_id, reason) for row, reason in reasons.items()], norms
 
 
-def _shares(
-    admitted: Sequence[Update],
-    base: Weights,
-    backend: Backend,
-    policy: AggregationPolicy,
-    held_out: HeldOut | None,
-) -> tuple[Tensor, dict[int, str]]:
-    """Shares by samples, or learnt; and why some are 0, by position."""
-    if not admitted:
-        return torch.zeros(0), {}
-    shares = shares_of([update.num_samples for update in admitted])
-    if policy.learnt_shares is None or held_out is None or len(admitted) == 1:
-        return shares, {}
-    rows = [backend.fetch(update.delta) for update in admitted]
+def _with_learnt_shares(
+    task: Combination, learnt: LearntShares, held_out: HeldOut, backend: Backend, integers: Tensor
+) -> tuple[Combination, dict[int, str]]:
+    """The shares whose mean the server's step makes the best weights of; and why some are 0, by position."""
+    rows = [backend.fetch(row) for row in task.rows]
 
     def slope(shares: Tensor) -> tuple[float, Tensor]:
-        weights = Weights(base.vector + weighted_sum(rows, shares.tolist()), base.integers)
-        loss, gradient = held_out.slope(weights)
+        mean = weighted_sum(rows, shares.tolist())
+        vector, _ = step_columns(mean, task.base, task.server, task.state, task.num_parameters)
+        loss, gradient = held_out.slope(Weights(vector, integers))
+        # For a server whose steps are not linear in what it is given, the direction alone.
         return loss, torch.stack([row[: len(gradient)] @ gradient for row in rows]).double()
 
-    return policy.learnt_shares.learn(shares, slope)
+    shares, without = learnt.learn(task.shares, slope)
+    return replace(task, shares=shares), without
 
 
 def _remembering(rule: Rule, admitted: Sequence[Update], policy: AggregationPolicy, memory: Memory) -> Rule:

@@ -164,8 +164,8 @@ class Experiment:
         rule = rule_of(self.rule, self.num_workers)
         if self.policy.learnt_shares is not None and rule.counts != "nothing":
             raise ConfigError(
-                f"aggregation.learn_shares goes with the rule 'mean': '{rule.name}' counts {rule.counts}, which "
-                "shares that are learnt do not leave equal"
+                f"aggregation.learn_shares goes with the rule 'mean': '{rule.name}' counts {rule.counts}, "
+                "and learnt shares are not equal"
             )
         judges = self.policy.uses_server_data or self.drop_outliers
         learns = isinstance(self.combiner, FittableCombiner)
