@@ -72,6 +72,34 @@ def test_rows_that_do_not_help_get_nothing_and_the_reason():
     assert torch.equal(given_shares, before)
 
 
+@pytest.mark.parametrize("scale", [-1.0, -100.0, -1e4, -1e12, 1e30])
+def test_a_huge_row_does_not_keep_others_from_being_judged(scale):
+    honest = torch.tensor([[1.0, 0.2], [0.8, -0.1], [1.2, 0.1]], dtype=torch.float64)
+    points = torch.cat([honest, -honest[:1], scale * honest[1:2]])
+    shares, _ = LearntShares().learn(equal(5), quadratic(points, torch.tensor([2.0, 0.05]).double()))
+    assert shares[3:].tolist() == [0.0, 0.0]
+
+
+def test_the_loss_is_never_above_that_of_the_mean_and_a_small_share_that_helps_stays():
+    slope = quadratic(torch.tensor([[0.0], [1000.0]]).double(), torch.tensor([5.0]).double())
+    given_shares = torch.tensor([0.995, 0.005])
+    shares, reasons = LearntShares().learn(given_shares, slope)
+    assert slope(shares)[0] <= slope(given_shares.double())[0]
+    assert shares.tolist() == pytest.approx([0.995, 0.005])
+    assert reasons == {}
+
+
+@given(st.integers(0, 10_000), st.floats(0.0, 0.9))
+def test_the_loss_never_rises_whatever_is_dropped(seed, least):
+    draws = torch.Generator().manual_seed(seed)
+    points = 10.0 ** torch.randint(-3, 4, (6, 1), generator=draws) * torch.randn(6, 3, generator=draws)
+    slope = quadratic(points.double(), torch.randn(3, generator=draws).double())
+    shares = torch.rand(6, generator=draws).double()
+    shares /= shares.sum()
+    found, _ = LearntShares(least=least).learn(shares, slope)
+    assert slope(found)[0] <= slope(shares)[0] * (1 + 1e-12)
+
+
 def test_rows_whose_loss_is_not_finite_are_left_out_and_where_all_are_the_shares_stay():
     points = torch.tensor([0.0, 1.0, 1e30])
 

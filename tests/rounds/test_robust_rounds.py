@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from hqde.aggregation import (
     AggregationPolicy,
@@ -23,7 +24,7 @@ from hqde.backends import LocalBackend
 from hqde.data import Iid, SubsetExamples, TensorExamples, make_splits
 from hqde.drills import BadWorkers, LabelFlip, ReplayFirst, bad_workers
 from hqde.errors import ConfigError, PreconditionError
-from hqde.models import model_spec
+from hqde.models import ModelSpec, model_spec
 from hqde.rounds import Engine, RoundLog
 from hqde.testing import Fault, FaultyBackend, small_experiment
 from hqde.topology import Topology
@@ -186,7 +187,7 @@ def test_a_slope_is_that_of_the_loss():
         weights = given.initial_weights(0)
         loss, slope = pool.held_out_slope(0, group, weights)
         draws = torch.Generator().manual_seed(0)
-        along = torch.randn(len(slope), generator=draws)
+        along = torch.randn(len(slope), generator=draws).double()
         step = 1e-4  # ReLUs bend the loss further out
         ends = []
         for sign in (1.0, -1.0):
@@ -197,6 +198,21 @@ def test_a_slope_is_that_of_the_loss():
         assert loss == pytest.approx(sum(ends) / 2, rel=1e-2)
         if task == "classification":
             assert loss == pytest.approx(pool.held_out_loss(0, group, weights), rel=1e-5)
+
+
+class Wide(nn.Sequential):
+    """Float32, but for a buffer."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(6, 2))
+        self.register_buffer("centre", torch.zeros(6, dtype=torch.float64))
+
+
+def test_learnt_shares_bear_weights_of_several_precisions():
+    given = experiment(policy=LEARNT)
+    given = replace(given, model=ModelSpec("test_robust_rounds:Wide", {}, Wide), dropout_rate=None)
+    _, recorder = run(given, attacked(SignFlip(strength=3.0)))
+    assert recorder.records[-1].workers[4].weight == 0.0
 
 
 def test_learnt_shares_need_the_mean_and_rows_to_learn_from():

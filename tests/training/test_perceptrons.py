@@ -23,9 +23,9 @@ from hqde.training.masks import plan_masks
 from hqde.training.optimizers import make_optimizer
 from hqde.training.perceptron_steps import StackedPerceptrons
 from hqde.training.perceptrons import Perceptron
-from hqde.training.stack_kernels import sgd_row
 from hqde.training.stacked import Stacked
 from hqde.training.stacked_optimizers import BETAS, EPSILON, step_rows
+from hqde.training.step_kernels import sgd_row
 from hqde.weights import Layout
 
 WORKERS, ROWS = 3, 7
@@ -40,8 +40,21 @@ def chains(outputs):
             nn.Linear(6, 5), nn.BatchNorm1d(5, eps=1e-3, momentum=0.3), nn.Linear(5, outputs)
         ),
         "dropout alone": nn.Sequential(nn.Linear(6, 5), Dropout(0.5), nn.Identity(), nn.Linear(5, outputs)),
+        "backwards": NamedBackwards(outputs),
         "layers alone": nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, outputs)),
     }
+
+
+class NamedBackwards(nn.Module):
+    """Its layers are called in another order than they are named in."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.last, self.norm2, self.second = nn.Linear(4, outputs), nn.BatchNorm1d(4), nn.Linear(5, 4)
+        self.norm1, self.first = nn.BatchNorm1d(5), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.last(self.norm2(self.second(self.norm1(self.first(x)))))
 
 
 def names_of(model):
@@ -129,11 +142,11 @@ def test_hits_are_the_rows_whose_class_has_the_largest_logit():
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     state = state_of(model, torch.eye(2).reshape(1, 4))
     stacked = StackedPerceptrons(Perceptron.of(model, names_of(model)), worker_of(model))
-    inputs = torch.tensor([[[2.0, 1.0], [1.0, 2.0], [1.0, 1.0], [0.0, torch.nan]]])
+    inputs = torch.tensor([[[2.0, 1.0], [1.0, 2.0], [1.0, 1.0], [torch.nan, 0.0]]])
     none = plan_masks(model, inputs[0], 4, autocast=nullcontext()).draws(4, [torch.Generator()], [[]])
-    _, hits = stacked.step(state, inputs, torch.tensor([[0, 0, 0, 1]]), none, [0.1])
+    _, hits = stacked.step(state, inputs, torch.tensor([[0, 0, 0, 0]]), none, [0.1])
     assert hits.tolist() == [3]  # the first of equal logits counts, and a NaN is the largest, as for PyTorch
-    assert inputs[0].argmax(1).tolist() == [0, 1, 0, 1]
+    assert inputs[0].argmax(1).tolist() == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("target", [-1, 2, 2**40])

@@ -21,9 +21,9 @@ class LearntShares:
     """The shares of a round whose weighted mean has the least loss on held-out rows of the server's own.
 
     From the usual shares s, steps of exponentiated gradient: ``s ← s · exp(−η (g − ⟨s, g⟩))``, scaled to the
-    sum 1, where g is the gradient of the loss in the shares. The first step moves no exponent by more than
-    1; η grows by half after a step that lowers the loss, and is halved after one that does not and is not
-    made. A share that falls below ``least`` times an equal one becomes 0.
+    sum 1, where g is the gradient of the loss in the shares. η begins so that no exponent is beyond 1, grows
+    by half after a step that lowers the loss, and is halved after one that does not and is not made. A share
+    that falls below ``least`` times an equal one becomes 0, and η begins anew, for whoever is left.
 
     It uses data that the server must have, which federated averaging does not ask for; reports say so
     (``uses_server_data``). A worker counts for as much as it helps on these rows, whatever its reason for not
@@ -31,8 +31,9 @@ class LearntShares:
     as the rest can lower the loss, and wants rows of all classes.
 
     Args:
-        steps: losses that are looked at in each round, at most.
-        least: of an equal share, in [0, 1).
+        steps: losses that are looked at in each round; one more for each row where that of the first mean is
+            not finite.
+        least: of an equal share, in [0, 1). Who begins with less may stay so.
 
     Raises:
         ConfigError: no steps, or ``least`` out of range.
@@ -75,30 +76,44 @@ class LearntShares:
         """
         if shares.ndim != 1 or not bool((shares >= 0).all()) or not abs(float(shares.sum()) - 1.0) <= 1e-6:
             raise PreconditionError(f"shares (n,) are not negative and sum to 1, got {shares.tolist()}")
-        now = shares.double()
-        loss, gradient = slope(now)
+        floor, now = self.least / len(shares), shares.double()
+        loss, gradient = _finite(slope, now)
         if not math.isfinite(loss):
             now = _finite_start(now, slope)
-            loss, gradient = slope(now)
-            if not math.isfinite(loss):
-                return shares.double(), {}
-        rate = 1.0 / float((gradient - now @ gradient).abs().max().clamp_min(1e-12))
+            loss, gradient = _finite(slope, now)
+        if not math.isfinite(loss):
+            return shares.double(), {}
+        rate = _first_rate(now, gradient, floor)
         for _ in range(self.steps - 1):
-            exponents = -rate * (gradient - now @ gradient)
-            ahead = now * torch.exp(exponents - exponents.max())
+            away = gradient - now @ gradient
+            # Nobody moves farther than those who count: a huge row that hardly does would stop all others.
+            limit = float(rate * away[now >= floor].abs().max())
+            ahead = now * torch.exp((-rate * away).clamp(-limit, limit))
             ahead /= ahead.sum()
-            loss_ahead, gradient_ahead = slope(ahead)
+            ahead[(ahead < floor) & (now >= floor)] = 0.0
+            ahead /= ahead.sum()
+            loss_ahead, gradient_ahead = _finite(slope, ahead)
             if loss_ahead < loss:
-                now, loss, gradient, rate = ahead, loss_ahead, gradient_ahead, 1.5 * rate
+                without = bool((ahead == 0.0).sum() > (now == 0.0).sum())
+                now, loss, gradient = ahead, loss_ahead, gradient_ahead
+                rate = _first_rate(now, gradient, floor) if without else 1.5 * rate
             else:
                 rate *= 0.5
-        kept = torch.where(now < self.least / len(now), 0.0, now)
-        kept /= kept.sum()
-        reasons = {
-            row: f"on the server's held-out rows its share came to {float(now[row]):.2g}"
-            for row in (kept == 0).nonzero().flatten().tolist()
-        }
-        return kept, reasons
+        nothing = (now == 0.0).nonzero().flatten().tolist()
+        return now, dict.fromkeys(nothing, "on the server's held-out rows its share came to nothing")
+
+
+def _finite(slope: Slope, shares: Tensor) -> tuple[float, Tensor]:
+    """The slope in the shares that are not 0; an infinite loss where something of it is not finite."""
+    loss, gradient = slope(shares)
+    gradient = torch.where(shares > 0.0, gradient.double(), 0.0)
+    return (loss if bool(torch.isfinite(gradient).all()) else math.inf), gradient
+
+
+def _first_rate(shares: Tensor, gradient: Tensor, floor: float) -> float:
+    """What moves no exponent of a share from ``floor`` on by more than 1."""
+    away = (gradient - shares @ gradient)[shares >= floor].abs()
+    return 1.0 / max(float(away.max()), 1e-12)
 
 
 def _finite_start(shares: Tensor, slope: Slope) -> Tensor:

@@ -21,8 +21,8 @@ from hqde.monitoring import SystemMetrics
 from hqde.training import Order, Turns, Worker, WorkerSpec, WorkerState
 from hqde.weights import Layout, Weights
 
-# Of the rows that members predict at once: the memory that they take is nothing, and so is that of layers.
-NUMBERS_AT_ONCE = 2**17
+# Of a row that many more of are predicted at once, since calls take longer than products.
+NUMBERS_OF_SMALL = 256
 
 
 class LocalBackend:
@@ -151,7 +151,8 @@ class LocalBackend:
     def predict_members(self, ensemble: Ensemble, examples: Examples) -> Tensor:
         """Let the members predict, side by side where workers train so."""
         lanes, threads = min(self.seating.lanes, len(ensemble)), self.seating.threads
-        rows = max(BATCH_SIZE, NUMBERS_AT_ONCE // max(1, prod(ensemble.schema.input_shape or ())))
+        shape = ensemble.schema.input_shape
+        rows = BATCH_SIZE if shape is None or prod(shape) > NUMBERS_OF_SMALL else 4 * BATCH_SIZE
         if lanes > 1:
             return predict_side_by_side(ensemble, examples, lanes=lanes, threads=threads, batch_size=rows)
         with torch_threads(threads):

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from hqde.data import Inputs, Normalization, Schema, TargetScale, move_inputs, num_rows
 from hqde.ensemble.inputs import check_finite, check_inputs
@@ -25,8 +26,8 @@ LOSSES: tuple[Loss, ...] = ("cross_entropy", "mse", "gaussian_nll")
 NUMBERS_AT_ONCE = 64 * 3 * 32 * 32
 """Of the images that a model on a CPU gets at once, but at least 64 of them."""
 
-QUICK_S = 2e-3
-"""A member that predicts a batch in less is quick."""
+QUICK_S, PROBED_ROWS = 4e-3, 16
+"""A member is quick that is not seen to need longer for a batch, by so many of its rows."""
 
 LOG_VARIANCE_BOUNDS = (-10.0, 10.0)
 """Log-variances of standardised targets are read within these bounds, as in training."""
@@ -63,7 +64,6 @@ def predict_members(
     """
     parts: list[list[Tensor]] = [[] for _ in members]
     first_row = 0
-    quick: bool | None = None  # known once a member has predicted
     with torch.inference_mode():
         for inputs in batches:
             check_inputs(inputs, schema)
@@ -87,13 +87,11 @@ def predict_members(
 
             if pool is None:
                 found = [predict(member) for member in members]
-            elif quick is None:
-                began = time.perf_counter()
-                found = [pool.submit(predict, members[0]).result()]
-                quick = time.perf_counter() - began < QUICK_S
-                found += _predicted(predict, members[1:], pool, quick=quick)
+            elif pool.submit(_seconds, predict, members[0], ready).result() < QUICK_S:
+                # In more threads than one they would wait for each other's Python.
+                found = pool.submit(lambda: [predict(member) for member in members]).result()
             else:
-                found = _predicted(predict, members, pool, quick=quick)
+                found = list(pool.map(predict, members))
             for member, part, rows_found in zip(members, parts, found, strict=True):
                 _check_prediction(rows_found, member, first_row)
                 part.append(rows_found.cpu())
@@ -104,13 +102,15 @@ def predict_members(
     return stacked.clone()  # outside inference mode: an ordinary tensor, which autograd code may use
 
 
-def _predicted(
-    predict: Callable[[Member], Tensor], members: Sequence[Member], pool: Executor, *, quick: bool
-) -> list[Tensor]:
-    """What members predict side by side; quick ones in one thread, as they wait for each other in more."""
-    if quick:
-        return pool.submit(lambda: [predict(member) for member in members]).result()
-    return list(pool.map(predict, members))
+def _seconds(predict: Callable[[Member, Inputs], Tensor], member: Member, ready: Inputs) -> float:
+    """About how long a member takes for these rows, by a few of them."""
+    rows, few = num_rows(ready), tree_map(lambda value: value[:PROBED_ROWS], ready)
+    took = []
+    for _ in range(2):  # the first call does more
+        began = time.perf_counter()
+        predict(member, few)
+        took.append(time.perf_counter() - began)
+    return min(took) * max(1.0, rows / PROBED_ROWS)
 
 
 def _parts(inputs: Inputs) -> tuple[Inputs, ...]:

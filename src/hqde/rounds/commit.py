@@ -247,7 +247,7 @@ def _with_learnt_shares(
         vector, _ = step_columns(mean, task.base, task.server, task.state, task.num_parameters)
         loss, gradient = held_out.slope(Weights(vector, integers))
         # For a server whose steps are not linear in what it is given, the direction alone.
-        return loss, torch.stack([row[: len(gradient)] @ gradient for row in rows]).double()
+        return loss, torch.stack([row[: len(gradient)].double() @ gradient for row in rows])
 
     shares, without = learnt.learn(task.shares, slope)
     return replace(task, shares=shares), without

@@ -162,35 +162,30 @@ class MemberPool:
 
         Returns:
             The mean loss, in standardised units for numbers, without label smoothing; and its gradient
-            ``(p,)`` in the parameters, float32 on the CPU, 0 for frozen ones.
+            ``(p,)`` in the parameters, float64 on the CPU, 0 for frozen ones.
         """
         experiment, schema = self._experiment, self._experiment.splits.schema
         model, recipe = self._model(index, group[0]), experiment.recipe_of(group[0])
         layout, device = self._models[index][1], torch.device(experiment.device)
         layout.write(weights, model)
         named = dict(model.named_parameters())
-        parameters = [named[slot.name] for slot in layout.parameters]
-        model = self._as_trained(model, recipe.precision)
-        total, slope = 0.0, torch.zeros(layout.num_parameters)
-        count = sum(len(targets) for _, targets in self._held_out_batches())
-        for inputs, targets in self._held_out_batches():
-            ready = move_inputs(experiment.normalization.apply(inputs), device)
+        slots = [slot for slot in layout.parameters if named[slot.name].requires_grad]
+        trained = [named[slot.name] for slot in slots]
+        # Nothing scales this loss for half precision.
+        model = self._as_trained(model, "fp32" if recipe.precision == "fp16-mixed" else recipe.precision)
+        total, slope = 0.0, torch.zeros(layout.num_parameters, dtype=torch.float64)
+        batches = self._held_out_batches()
+        count = sum(len(targets) for _, targets in batches)
+        for inputs, targets in batches:
             with torch.enable_grad():
-                outputs = call_model(model, ready)
+                outputs = call_model(model, move_inputs(experiment.normalization.apply(inputs), device))
                 goals = experiment.target_scale.apply(targets).to(device)
                 loss = example_losses(outputs, goals, recipe.loss_for(schema.task)).sum() / count
-                trained = [p for p in parameters if p.requires_grad]
-                found = dict(
-                    zip(map(id, trained), torch.autograd.grad(loss, trained, allow_unused=True), strict=True)
-                )
+                gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             total += float(loss.detach())
-            parts = [found.get(id(p)) for p in parameters]
-            slope += torch.cat(
-                [
-                    torch.zeros(p.numel()) if g is None else g.flatten().float().cpu()
-                    for p, g in zip(parameters, parts, strict=True)
-                ]
-            )
+            for slot, gradient in zip(slots, gradients, strict=True):
+                if gradient is not None:
+                    slope[slot.offset : slot.end] += gradient.flatten().cpu()
         return total, slope
 
     def _held_out_batches(self) -> list[tuple[Inputs, Tensor]]:

@@ -111,7 +111,7 @@ class MaskPlan:
 def _mask(words: Tensor, first: int, limit: Tensor, scale: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """``(w, count)``: each worker's scale where the draws from ``first`` on reach its limit, else 0."""
     if words.device.type == "cpu" and dtype == torch.float32:
-        from hqde.training import stack_kernels as kernels  # numba takes half a second to import
+        from hqde.training import mask_kernels as kernels  # numba takes half a second to import
 
         found = torch.empty(len(words), count)
         kernels.masks(words.numpy(), first, limit.numpy(), scale.numpy(), found.numpy())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hqde.training import perceptron_kernels as kernels
+from hqde.training import step_kernels as kernels
 from hqde.training.held import Held
 from hqde.training.masks import Draws
 from hqde.training.objective import LOG_VARIANCE_BOUNDS
@@ -81,7 +81,10 @@ class StackedPerceptrons:
             ValueError: a single row, which has no variance.
         """
         if not self.takes(inputs):
-            raise ValueError(f"a batch of {targets.shape[1]} row(s) has no variance to normalise by")
+            raise ValueError(
+                f"{targets.shape[1]} row(s) are no batch for these models: they take float32, and two rows "
+                "at least to normalise them"
+            )
         recipe = self._recipe
         state.moments["step"] += 1
         if recipe.optimizer == "adamw":
@@ -111,6 +114,8 @@ class StackedPerceptrons:
         update: tuple[Any, ...],
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(inputs, Tensor)
+        if inputs.shape[:2] != targets.shape:
+            raise ValueError(f"inputs {tuple(inputs.shape)} need as many targets, got {tuple(targets.shape)}")
         workers, rows = targets.shape
         adam = self._recipe.optimizer == "adamw"
         kept = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer", "momentum_buffer")
@@ -153,7 +158,8 @@ class StackedPerceptrons:
         """The table of stages and the workspace for so many rows."""
         if rows not in self._spaces:
             chain, places = self._chain, self._chain.places
-            table, end, running = [], 0, 0
+            table, end = [], 0
+            first = {slot.name: slot.offset - self._layout.num_parameters for slot in self._layout.buffers}
             for stage in chain.stages:
                 where, (features, width) = places[f"{stage.linear}.weight"]
                 row = [width, features, where.start, *(-1,) * 9]
@@ -163,7 +169,7 @@ class StackedPerceptrons:
                     row[kernels.SCALE], row[kernels.SHIFT] = (
                         places[f"{stage.norm}.{w}"][0].start for w in ("weight", "bias")
                     )
-                    row[kernels.RUNNING], running = running, running + 2 * features
+                    row[kernels.RUNNING] = first[f"{stage.norm}.running_mean"]  # its variance is behind it
                 row[kernels.RELU], row[kernels.DROPOUT] = int(stage.relu), draws.place_of(stage.dropout)
                 row[kernels.Z], end = end, end + rows * features
                 if not stage.bare:

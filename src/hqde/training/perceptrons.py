@@ -1,4 +1,4 @@
-"""Stacked perceptrons: one product of matrices for a layer of all workers, and gradients written down."""
+"""Which models are perceptrons, whose steps are compiled as a whole."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Perceptron:
         return cls(tuple(stages), places, flattens)
 
     def takes(self, inputs: object) -> bool:
-        """Whether ``forward`` can do what the model does with inputs ``(w, n, …)``."""
+        """Whether compiled steps do what the model does with inputs ``(w, n, …)``."""
         if not isinstance(inputs, Tensor) or inputs.dtype != torch.float32:
             return False
         normed = any(stage.norm for stage in self.stages)

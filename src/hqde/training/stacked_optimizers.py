@@ -72,7 +72,7 @@ def step_rows(
     """
     moments["step"] += 1
     if recipe.optimizer == "adamw" and rows.device.type == "cpu":
-        from hqde.training import stack_kernels as kernels  # numba takes half a second to import
+        from hqde.training import step_kernels as kernels  # numba takes half a second to import
 
         kept = (moments[name].numpy() for name in ("exp_avg", "exp_avg_sq"))
         numbers = (moments["step"][:, 0].numpy(), rates[:, 0].numpy(), decay.numpy())

@@ -259,11 +259,12 @@ class Worker:
         self._replica = state.tensors.get("replica")
 
     def _settle(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            self.layout.write(held.weights, self._model)
-            state = copied_state(held.moments, list(self._model.parameters()), self.spec.recipe)
-            self._optimizer.state.update(state)
+        if self._held is None:
+            return
+        state = copied_state(self._held.moments, list(self._model.parameters()), self.spec.recipe)
+        self.layout.write(self._held.weights, self._model)
+        self._optimizer.state.update(state)
+        self._held = None  # not before: memory may end
 
     def _beginning(self, order: Order) -> Weights:
         """Where the round begins: at its start, or between that and the worker's own weights; perturbed."""

@@ -1,7 +1,8 @@
-"""Whole steps of stacked perceptrons, compiled by numba: Python is asked once for all workers and layers.
+"""Steps of stacked workers, compiled by numba: of optimizers, and whole ones of perceptrons.
 
-A worker's rows, weights and gradients stay in the cache of the core that it trains on. Matrix products are
-those of SciPy's BLAS.
+Of perceptrons Python is asked once for all workers and layers. A worker's rows, weights and gradients stay in
+the cache of the core that it trains on. Matrix products are those of SciPy's BLAS. All stand in one file,
+because numba does not see that a loop in another one has changed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hqde.compiling import compiled
-from hqde.training.stack_kernels import adamw_row, sgd_row
 
 # Columns of the table of stages; places are in a worker's row of parameters, in its running statistics or in
 # the workspace, and -1 where there is none.
@@ -19,6 +19,78 @@ INPUTS, OUTPUTS, WEIGHT, BIAS, SCALE, SHIFT, RUNNING, RELU, DROPOUT, Z, NUMBERS,
 
 CROSS_ENTROPY, MSE, GAUSSIAN_NLL = range(3)
 NO_UPDATE, ADAMW, SGD = range(3)
+
+
+@compiled(sums_in_any_order=True)
+def _squared_length(row: Any) -> float:
+    total = np.float32(0.0)
+    for value in row:
+        total += value * value
+    return float(total)
+
+
+@compiled()
+def _clip_factor(gradient: Any, largest: float) -> float:
+    """What scales a gradient to a norm of at most ``largest``, as ``clip_grad_norm_`` does; 0 is any norm."""
+    if largest <= 0.0:
+        return 1.0
+    factor = largest / (np.sqrt(_squared_length(gradient)) + 1e-6)
+    return 1.0 if factor > 1.0 else factor  # a NaN stays
+
+
+@compiled()
+def adamw_row(
+    row: Any, gradient: Any, average: Any, square: Any, step: float, rate: float, decay: Any, settings: Any
+) -> None:
+    """A step of AdamW of a row ``(d,)``.
+
+    Args:
+        row, gradient, average, square: ``(d,)``: parameters and what the optimizer keeps, in place.
+        step: made so far, with this one.
+        rate: of this step.
+        decay: ``(d,)``.
+        settings: β₁, β₂, ε, and the gradient's largest norm; 0 for any.
+    """
+    beta1, beta2, epsilon, largest = settings
+    one = np.float32(1.0)
+    keep1, keep2, small = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
+    new1, new2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
+    factor = np.float32(_clip_factor(gradient, largest))
+    whole, shrink = np.float32(rate), np.float32(rate / (1.0 - beta1**step))
+    widen = np.float32(1.0 / (1.0 - beta2**step))
+    for k in range(len(row)):
+        g = gradient[k] * factor
+        average[k] = keep1 * average[k] + new1 * g
+        square[k] = keep2 * square[k] + new2 * g * g
+        away = np.sqrt(square[k] * widen) + small
+        row[k] = row[k] * (one - whole * decay[k]) - shrink * average[k] / away
+
+
+@compiled()
+def sgd_row(row: Any, gradient: Any, buffer: Any, rate: float, decay: Any, settings: Any) -> None:
+    """A step of SGD of a row ``(d,)``.
+
+    Args:
+        row, gradient, buffer: ``(d,)``: parameters and momentum, in place.
+        rate: of this step.
+        decay: ``(d,)``.
+        settings: momentum, 1 for Nesterov's, nothing, and the gradient's largest norm; 0 for any.
+    """
+    keep, ahead, whole = np.float32(settings[0]), settings[1] > 0.0, np.float32(rate)
+    factor = np.float32(_clip_factor(gradient, settings[3]))
+    for k in range(len(row)):
+        g = gradient[k] * factor + decay[k] * row[k]
+        buffer[k] = keep * buffer[k] + g
+        row[k] -= whole * (g + keep * buffer[k] if ahead else buffer[k])
+
+
+@compiled()
+def adamw(
+    rows: Any, gradients: Any, average: Any, square: Any, steps: Any, rates: Any, decay: Any, settings: Any
+) -> None:
+    """``adamw_row`` of every row of ``(w, d)``; steps and rates are ``(w,)``."""
+    for w in range(len(rows)):
+        adamw_row(rows[w], gradients[w], average[w], square[w], steps[w], rates[w], decay, settings)
 
 
 @compiled()
@@ -92,7 +164,9 @@ def _cross_entropy(logits: Any, classes: Any, smoothing: float, gradient: Any) -
         row, out, own = logits[n], gradient[n], int(classes[n])
         best = 0
         for c in range(1, count):
-            if not row[c] <= row[best]:  # the first of equal ones; a NaN wins
+            if row[best] != row[best]:  # the first NaN is the largest
+                break
+            if not row[c] <= row[best]:
                 best = c
         hits += best == own
         total, all_logits = zero, zero
