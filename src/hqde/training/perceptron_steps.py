@@ -34,7 +34,17 @@ class StackedPerceptrons:
     """
 
     def __init__(self, chain: Perceptron, worker: Worker) -> None:
-        self._chain, self._recipe, self._loss = chain, worker.spec.recipe, worker.loss
+        recipe = worker.spec.recipe
+        self._chain, self._recipe, self._loss = chain, recipe, worker.loss
+        self._moments, self._optimizer, self._settings = (
+            (("exp_avg", "exp_avg_sq"), kernels.ADAMW, (*BETAS, EPSILON, recipe.clip_norm))
+            if recipe.optimizer == "adamw"
+            else (
+                ("momentum_buffer", "momentum_buffer"),
+                kernels.SGD,
+                (recipe.momentum, float(recipe.nesterov), 0.0, recipe.clip_norm),
+            )
+        )
         self._layout = worker.layout
         self._classes = chain.places[f"{chain.stages[-1].linear}.weight"][1][0]
         self._decay = decay_of(worker.optimizer, list(worker.model.parameters())).numpy()
@@ -85,13 +95,8 @@ class StackedPerceptrons:
                 f"{targets.shape[1]} row(s) are no batch for these models: they take float32, and two rows "
                 "at least to normalise them"
             )
-        recipe = self._recipe
         state.moments["step"] += 1
-        if recipe.optimizer == "adamw":
-            update = (kernels.ADAMW, np.array(rates), self._decay, (*BETAS, EPSILON, recipe.clip_norm))
-        else:
-            settings = (recipe.momentum, float(recipe.nesterov), 0.0, recipe.clip_norm)
-            update = (kernels.SGD, np.array(rates), self._decay, settings)
+        update = (self._optimizer, np.array(rates), self._decay, self._settings)
         gradients = np.empty((1, state.rows.shape[1]), np.float32)
         sums, hits = self._run(state, inputs, targets, draws, gradients, update)
         return sums, hits if self._loss == "cross_entropy" else None
@@ -117,8 +122,6 @@ class StackedPerceptrons:
         if inputs.shape[:2] != targets.shape:
             raise ValueError(f"inputs {tuple(inputs.shape)} need as many targets, got {tuple(targets.shape)}")
         workers, rows = targets.shape
-        adam = self._recipe.optimizer == "adamw"
-        kept = ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer", "momentum_buffer")
         losses, hits = torch.empty(workers, dtype=torch.float64), torch.zeros(workers, dtype=torch.int64)
         stages, constants, space = self._space(rows, draws)
         steps = state.moments["step"][:, 0].numpy()
@@ -133,7 +136,7 @@ class StackedPerceptrons:
             space,
             gradients,
             update,
-            (steps, *(state.moments[name].numpy() for name in kept)),
+            (steps, *(state.moments[name].numpy() for name in self._moments)),
             (losses.numpy(), hits.numpy()),
         )
         if int(hits.min()) < 0:
