@@ -321,6 +321,16 @@ def test_training_gives_what_vmap_gives(optimizer, monkeypatch):
     )
 
 
+def test_bits_do_not_depend_on_whom_a_worker_is_stacked_with():
+    experiment = small_experiment(num_workers=4)
+    found = []
+    for lanes, stacked in ((1, 4), (1, 1), (2, 2), (1, 3)):
+        backend = VectorisedBackend(lanes=lanes, threads=1, stacked=stacked)
+        found.append(Engine(experiment, backend).run().state.committed)
+    for other in found[1:]:
+        assert all(torch.equal(a.vector, b.vector) for a, b in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1, 1e9])
 def test_steps_are_those_of_adamw(clip_norm):
     draws = torch.Generator().manual_seed(0)

@@ -36,15 +36,13 @@ class StackedPerceptrons:
     def __init__(self, chain: Perceptron, worker: Worker) -> None:
         recipe = worker.spec.recipe
         self._chain, self._recipe, self._loss = chain, recipe, worker.loss
-        self._moments, self._optimizer, self._settings = (
-            (("exp_avg", "exp_avg_sq"), kernels.ADAMW, (*BETAS, EPSILON, recipe.clip_norm))
-            if recipe.optimizer == "adamw"
-            else (
-                ("momentum_buffer", "momentum_buffer"),
-                kernels.SGD,
-                (recipe.momentum, float(recipe.nesterov), 0.0, recipe.clip_norm),
-            )
-        )
+        if recipe.optimizer == "adamw":
+            self._optimizer, self._moments = kernels.ADAMW, ("exp_avg", "exp_avg_sq")
+            settings = (*BETAS, EPSILON, recipe.clip_norm)
+        else:
+            self._optimizer, self._moments = kernels.SGD, ("momentum_buffer", "momentum_buffer")
+            settings = (recipe.momentum, recipe.nesterov, 0.0, recipe.clip_norm)
+        self._settings = tuple(map(float, settings))
         self._layout = worker.layout
         self._classes = chain.places[f"{chain.stages[-1].linear}.weight"][1][0]
         self._decay = decay_of(worker.optimizer, list(worker.model.parameters())).numpy()
