@@ -39,7 +39,8 @@ class LearntShares:
         ConfigError: no steps, or ``least`` out of range.
 
     Example:
-        >>> points = torch.tensor([0.0, 1.0, 50.0])  # the loss of a mean is its squared distance to 0.4
+        >>> points = torch.tensor([0.0, 1.0, 50.0], dtype=torch.float64)
+        >>> # The loss of a mean is its squared distance to 0.4.
         >>> def slope(shares):
         ...     away = float(shares @ points) - 0.4
         ...     return away * away, 2 * away * points
