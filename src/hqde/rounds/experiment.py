@@ -161,12 +161,13 @@ class Experiment:
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
-        rule = rule_of(self.rule, self.num_workers)
-        if self.policy.learnt_shares is not None and rule.counts != "nothing":
-            raise ConfigError(
-                f"aggregation.learn_shares goes with the rule 'mean': '{rule.name}' counts {rule.counts}, "
-                "and learnt shares are not equal"
-            )
+        if self.policy.learnt_shares is not None:
+            rule = rule_of(self.rule, self.num_workers)
+            if rule.counts != "nothing":
+                raise ConfigError(
+                    "aggregation.learn_shares goes with the rule 'mean': "
+                    f"'{rule.name}' counts {rule.counts}, and learnt shares are not equal"
+                )
         judges = self.policy.uses_server_data or self.drop_outliers
         learns = isinstance(self.combiner, FittableCombiner)
         if not len(self.splits.validation) and (self.early_stopping or calibrates or judges or learns):

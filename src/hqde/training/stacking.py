@@ -84,7 +84,7 @@ class Stack:
         workers = [self.workers[place] for place in places]
         run = _Round(self, orders, places)
         try:
-            failed = self._carry_out(run, workers, orders, on_step)
+            failed = self._carry_out(run, on_step)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -107,21 +107,19 @@ class Stack:
     def _carry_out(
         self,
         run: _Round,
-        workers: Sequence[Worker],
-        orders: Sequence[Order],
         on_step: Callable[[int, int, int], None] | None,
     ) -> dict[int, Exception]:
         """All steps, on copies of what the workers hold, who get it last of all; which failed, and why."""
         failed: dict[int, Exception] = {}
         way = self._perceptrons or self._vmapped
-        state = way.begin(workers, orders)
+        state = way.begin(run._workers, run._orders)
         for step in range(max(map(len, run.batches), default=0)):
             for group in run.groups(step, failed):
                 run.step(step, group, state, failed)
             if on_step is not None:
-                for order, own in zip(orders, run.batches, strict=True):
+                for order, own in zip(run._orders, run.batches, strict=True):
                     on_step(order.worker_id, min(step + 1, len(own)), len(own))
-        way.end(workers, state)
+        way.end(run._workers, state)
         return failed
 
     def step(
@@ -176,10 +174,9 @@ class Stack:
             return
         again, draws = ways.read(workers), plan.draws(len(index), generators(), rates)
         sums, found = ways.gradients(again, inputs, targets, draws)
-        by_name = dict(zip(self._vmapped.names, gradients, strict=True)) | state.buffers
-        expected = {name: by_name[name] for name in ways.named(found, again)}
-        alike = _are_alike(sums, losses.sum(1))
-        if not alike or not all(_are_alike(v, expected[n]) for n, v in ways.named(found, again).items()):
+        expected = dict(zip(self._vmapped.names, gradients, strict=True)) | state.buffers
+        pairs = [(value, expected[name]) for name, value in ways.named(found, again).items()]
+        if not all(_are_alike(*pair) for pair in [(sums, losses.sum(1)), *pairs]):
             self.use_vmap()
 
     def masks(self, inputs: object, rows: int) -> MaskPlan:
@@ -257,8 +254,7 @@ class _Round:
         self.data_s += time.perf_counter() - waiting
         if not group:
             return
-        every = len(group) == len(state.rows)
-        index = None if every else torch.tensor(group)
+        index = None if len(group) == len(state.rows) else torch.tensor(group)
         own = state if index is None else state.take(index)
         try:
             self._update(step, group, own, inputs, targets)

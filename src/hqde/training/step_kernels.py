@@ -154,6 +154,14 @@ def _unnormalise(z: Any, numbers: Any, gradient: Any, to_scale: Any, to_shift: A
 
 
 @compiled()
+def _drop(values: Any, drawn: Any, limit: int, scale: float) -> None:
+    """``scale`` times the values ``(c,)`` whose draws reach the limit, 0 the others, in place."""
+    zero = np.float32(0.0)
+    for k in range(len(values)):
+        values[k] *= scale if drawn[k] >= limit else zero
+
+
+@compiled()
 def _cross_entropy(logits: Any, classes: Any, smoothing: float, gradient: Any) -> tuple[float, int]:
     """Sum of the losses of ``logits (n, c)``, and how many are right; the gradient of the mean loss."""
     rows, count = logits.shape
@@ -273,9 +281,7 @@ def _through(
                     out[n, f] = zero if out[n, f] < zero else out[n, f]  # a NaN stays
         drop = place[DROPOUT]
         if drop >= 0:
-            flat, drawn, limit, scaled = out.reshape(-1), words[firsts[drop] :], limits[drop], scales[drop]
-            for k in range(len(flat)):
-                flat[k] *= scaled if drawn[k] >= limit else zero
+            _drop(out.reshape(-1), words[firsts[drop] :], limits[drop], scales[drop])
         x = out
     widest = 0
     for s in range(count):
@@ -298,9 +304,7 @@ def _through(
             factor, summand = numbers[2], numbers[3]
             drop = place[DROPOUT]
             if drop >= 0:
-                flat, drawn, limit, scaled = g.reshape(-1), words[firsts[drop] :], limits[drop], scales[drop]
-                for k in range(len(flat)):
-                    flat[k] *= scaled if drawn[k] >= limit else zero
+                _drop(g.reshape(-1), words[firsts[drop] :], limits[drop], scales[drop])
             if place[RELU]:
                 for n in range(rows):
                     for f in range(features):

@@ -171,7 +171,7 @@ class Layout:
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as ``state_dict`` has them, in a third of its time."""
+    """Parameters and buffers by name, as ``state_dict`` has them, in two thirds of its time."""
     found: dict[str, Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         start = f"{prefix}." if prefix else ""
