@@ -59,11 +59,12 @@ NO_SPREAD = Diversity(learning_rate_spread=0.0, dropout_spread=0.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a column aggregates with: a rule for f bad workers, a server optimizer, and screening."""
+    """What a column aggregates with: a rule for f bad workers, a server optimizer, screening."""
 
     rule: Callable[[int], Rule]
     server: ServerOptimizer = FedAvg()
     policy: AggregationPolicy = AggregationPolicy()
+    calibrate: bool = False  # by temperature and matrix scaling, on the validation rows
 
 
 SLOW = Momentum(learning_rate=0.2, momentum=0.8)  # a mean over the last rounds' deltas
@@ -93,6 +94,9 @@ SETTINGS: dict[str, Setting] = {
     "caf_m": Setting(lambda f: make_rule("caf", num_byzantine=f), SLOW),
     "caf_fast": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8)),
     "bound_caf": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8), BOUND),
+    "calibrated": Setting(
+        lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8), BOUND, calibrate=True
+    ),
     "learnt": Setting(lambda _: Mean(), Momentum(0.5, 0.8), LEARNT),
 }
 
@@ -186,7 +190,8 @@ def experiment_for(setting: str, case: str, seed: int, splits: Splits) -> Experi
         server=SETTINGS[setting].server,
         policy=SETTINGS[setting].policy,
         evaluate_every=ROUNDS,
-        calibrate=False,
+        calibrate=SETTINGS[setting].calibrate,
+        matrix_scaling=SETTINGS[setting].calibrate,
         seed=seed,
     )
 

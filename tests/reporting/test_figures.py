@@ -168,7 +168,7 @@ def test_the_headline_has_every_figure(write_run: WriteRun) -> None:
     assert found["peak memory"][0] == "734 MB"
     assert found["bytes sent"] == ("64 MB", "as plain float32")
     assert found["throughput"] == ("12,346 /s", "800,000 worker-samples in all")
-    assert found["calibration error (ECE)"] == ("0.021", "0.008 after temperature")
+    assert found["calibration error (ECE)"] == ("0.021", "0.008 calibrated")
     assert found["effective members"][0] == "1.9"
 
 

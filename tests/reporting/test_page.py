@@ -157,13 +157,13 @@ def test_a_broken_run_leaves_the_old_page_alone(write_run: WriteRun) -> None:
 
 
 @pytest.mark.parametrize(("temperature", "told"), [(1.23, True), (1.0, False), (None, False)])
-def test_the_page_says_which_figures_are_after_temperature(
+def test_the_page_says_which_figures_are_calibrated(
     write_run: WriteRun, temperature: float | None, told: bool
 ) -> None:
     def change(lines: Any, figures: Any, evaluation: Any) -> None:
         figures["temperature"] = temperature
 
-    assert ("probabilities after temperature" in page_of(write_run(change=change))[1].words) == told
+    assert ("probabilities calibrated" in page_of(write_run(change=change))[1].words) == told
 
 
 def test_figures_that_are_missing_are_left_out(write_run: WriteRun) -> None:

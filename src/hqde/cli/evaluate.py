@@ -53,17 +53,28 @@ def evaluate(
     members = predict(rows)
     if combiner is not None:
         held_out = validation_rows(path)
-        ensemble = fit_to_predictions(ensemble, combiner, predict(held_out), held_out.targets)
+        ensemble = fit_to_predictions(
+            ensemble,
+            combiner,
+            predict(held_out),
+            held_out.targets,
+            matrix_scaling=ensemble.matrix_scaling is not None,
+        )
     result = ensemble.evaluate_predictions(members, rows.targets)
     foreign = None
     if outside is not None:
         foreign = ensemble.ood_auroc_of(members, predict(outside))
     if format_ is Format.json:
-        how = {"combiner": ensemble.combiner.name, "temperature": ensemble.temperature}
+        how = {
+            "combiner": ensemble.combiner.name,
+            "temperature": ensemble.temperature,
+            "matrix_scaling": ensemble.matrix_scaling is not None,
+        }
         print_json({**how, **result.to_dict(), "ood_auroc": foreign})
     else:
         out.print(_table(result))
-        out.print(f"combiner {ensemble.combiner.name}, temperature {ensemble.temperature:.3f}")
+        scaled = ", matrix scaling" if ensemble.matrix_scaling is not None else ""
+        out.print(f"combiner {ensemble.combiner.name}, temperature {ensemble.temperature:.3f}{scaled}")
         for name, value in (result.diversity or {}).items():
             out.print(f"{name.replace('_', ' ')}: {value:.4f}")
         for name, value in (foreign or {}).items():

@@ -180,6 +180,8 @@ def _summary(directory: RunDirectory, metrics: dict[str, Any]) -> None:
             f"{calibrated['ece']:.4f} at temperature {metrics['temperature']:.3f}",
             soft_wrap=True,
         )
+        if metrics["matrix_scaling"]:
+            out.print(f"test accuracy with matrix scaling {calibrated['accuracy']:.4f}")
     else:
         out.print(f"test RMSE {metrics['rmse']:.6g} · CRPS {metrics['crps']:.6g}", soft_wrap=True)
     out.print(

@@ -98,6 +98,7 @@ def build_experiment(config: Config, splits: Splits) -> Experiment:
         snapshots=config.ensemble.snapshots,
         drop_outliers=config.ensemble.drop_outliers,
         calibrate=config.ensemble.calibrate,
+        matrix_scaling=config.ensemble.matrix_scaling,
         seed=run.seed,
         device=resolve_device(run.device),
     )

@@ -201,12 +201,14 @@ class EnsembleSettings:
             end. ``auto`` takes ``mean``, ``stacking`` or ``entanglement``, whichever those rows speak for.
         drop_outliers: leave members out whose loss on validation rows stands out.
         calibrate: fit a temperature on the validation split.
+        matrix_scaling: and a matrix scaling after it, where those rows speak for one.
         snapshots: members beside the groups' last weights.
     """
 
     combiner: str = "auto"
     drop_outliers: bool = False
     calibrate: bool = True
+    matrix_scaling: bool = False
     snapshots: Snapshots = Snapshots()
 
 

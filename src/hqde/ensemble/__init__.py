@@ -20,6 +20,7 @@ from hqde.ensemble.ensemble import BATCH_SIZE, Ensemble
 from hqde.ensemble.evaluation import Evaluation
 from hqde.ensemble.fitting import fit_to_predictions
 from hqde.ensemble.inference import InferencePrecision, ready_for_inference
+from hqde.ensemble.matrix_scaling import MatrixScaling, fit_matrix_scaling
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
 from hqde.ensemble.packed_weights import PackedWeights, pack_weights
@@ -45,6 +46,7 @@ __all__ = [
     "FittableCombiner",
     "InferencePrecision",
     "LogPoolCombiner",
+    "MatrixScaling",
     "MeanCombiner",
     "MedianCombiner",
     "Member",
@@ -65,6 +67,7 @@ __all__ = [
     "drop_outliers",
     "encode_images",
     "fit_exponents",
+    "fit_matrix_scaling",
     "fit_temperature",
     "fit_to_predictions",
     "make_combiner",

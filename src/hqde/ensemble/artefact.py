@@ -15,6 +15,7 @@ from hqde.checkpoints import Bundle, measure_bundle, read_bundle, write_bundle
 from hqde.data import Normalization, Schema, TargetScale
 from hqde.ensemble.combiners import Combiner, combiner_settings, make_combiner
 from hqde.ensemble.low_memory import WithoutDraws, keep_packed
+from hqde.ensemble.matrix_scaling import MatrixScaling
 from hqde.ensemble.members import Member
 from hqde.ensemble.packed_weights import PackedWeights, read_packed
 from hqde.ensemble.prediction import Loss
@@ -40,6 +41,7 @@ def artefact_content(ensemble: Ensemble) -> dict[str, Any]:
         "target_scale": ensemble.target_scale,
         "combiner": ensemble.combiner,
         "temperature": ensemble.temperature,
+        "matrix_scaling": ensemble.matrix_scaling,
         "loss": ensemble.loss,
         "metrics": ensemble.metrics,
         "provenance": ensemble.provenance,
@@ -82,6 +84,7 @@ def _assemble(
     target_scale: TargetScale,
     combiner: Combiner,
     temperature: float,
+    matrix_scaling: MatrixScaling | None,
     loss: Loss,
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -125,6 +128,7 @@ def _assemble(
         "combiner": combiner.name,
         **({"combiner_settings": settings} if (settings := combiner_settings(combiner)) else {}),
         "temperature": temperature,
+        **({} if matrix_scaling is None else {"matrix_scaling": matrix_scaling.to_dict()}),
         "members": entries,
         "metrics": dict(metrics),
         "provenance": dict(provenance),
@@ -150,6 +154,7 @@ def read_artefact(
             f"{path} is no saved ensemble (its kind is {manifest.get('kind')!r}): check the path."
         )
     try:
+        scaling = manifest.get("matrix_scaling")
         specs = [ModelSpec.from_dict(entry["spec"]) for entry in manifest["members"]]
         content = {
             "schema": Schema.from_dict(manifest["schema"]),
@@ -157,6 +162,7 @@ def read_artefact(
             "target_scale": TargetScale.from_dict(manifest["target_scale"]),
             "combiner": make_combiner(manifest["combiner"], manifest.get("combiner_settings")),
             "temperature": float(manifest["temperature"]),
+            "matrix_scaling": MatrixScaling.from_dict(scaling) if scaling else None,
             "loss": manifest["loss"],
             "metrics": dict(manifest["metrics"]),
             "provenance": dict(manifest["provenance"]),

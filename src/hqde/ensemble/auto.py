@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from hqde.ensemble.calibration import apply_temperature, fit_temperature
+from hqde.ensemble.cross_validation import folds, simplest
 from hqde.ensemble.pooling import Combiner, Pooling, weighted_mean
 from hqde.ensemble.quantum_combiners import EntanglementCombiner
-from hqde.ensemble.stacking import (
-    StackingCombiner,
-    cross_validated_losses,
-    folds,
-    simplest,
-)
+from hqde.ensemble.stacking import StackingCombiner, cross_validated_losses
 
 LEAST_ROWS = 100
 

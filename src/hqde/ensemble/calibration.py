@@ -37,7 +37,7 @@ def apply_temperature(probs: Tensor, temperature: float) -> Tensor:
     check_temperature(temperature)
     if temperature == 1.0:
         return probs
-    return torch.softmax(_log(probs) / temperature, dim=-1)
+    return torch.softmax(log_of(probs) / temperature, dim=-1)
 
 
 def fit_temperature(probs: Tensor, targets: Tensor) -> float:
@@ -74,7 +74,7 @@ def fit_temperature(probs: Tensor, targets: Tensor) -> float:
     # Deferred: nobody who only loads and predicts should wait for scipy.
     from scipy.optimize import minimize_scalar
 
-    logs = _log(probs.detach().cpu()).to(torch.float64)
+    logs = log_of(probs.detach().cpu()).to(torch.float64)
     right = logs.gather(1, targets.cpu().unsqueeze(1)).squeeze(1)
     weight = 1.0 / (2.0 * PRIOR_SCALE**2 * len(logs))
 
@@ -98,5 +98,6 @@ def check_temperature(temperature: float) -> None:
         raise PreconditionError(f"a temperature is finite and above 0, got {temperature}.")
 
 
-def _log(probs: Tensor) -> Tensor:
+def log_of(probs: Tensor) -> Tensor:
+    """Logarithms of probabilities, these kept at or above the smallest normal number of their dtype."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()

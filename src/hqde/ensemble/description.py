@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from hqde.data import Examples, as_examples
-from hqde.ensemble.calibration import apply_temperature
 from hqde.ensemble.evaluation import classification_figures
 from hqde.errors import PreconditionError
 from hqde.metrics import disagreement_matrix, fidelity_matrix, reliability_bins
@@ -39,10 +38,10 @@ def describe_evaluation(
         predictions: what ``ensemble.predict_labelled(examples)`` returned, if it is at hand already.
 
     Returns:
-        Plain JSON values. ``reliability`` is that of the combined probabilities without the temperature,
+        Plain JSON values. ``reliability`` is that of the combined probabilities without calibration,
         ``reliability_calibrated`` with it; ``ensemble`` and ``ensemble_calibrated`` likewise. An entry of
         ``uncertain`` has the row's ``index``, ``target``, ``predicted``, the ``probability`` of the predicted
-        class with the temperature, ``total``, ``aleatoric``, ``epistemic``, and ``image`` (``shape``
+        class with calibration, ``total``, ``aleatoric``, ``epistemic``, and ``image`` (``shape``
         [h, w, c] and base64 ``pixels``, uint8, row by row) or ``features``, whichever the inputs are.
         Regression has ``residuals`` instead of what needs probabilities: at most 2000 pairs of ``predicted``
         and ``target``, spread evenly over the rows.
@@ -70,14 +69,15 @@ def describe_evaluation(
         residuals = {"predicted": mean[chosen].tolist(), "target": targets[chosen].tolist()}
         return {**described, "ensemble": figures, "residuals": residuals}
     plain = ensemble.combiner.combine(members, ensemble.scores)
-    tempered = apply_temperature(plain, ensemble.temperature)
+    calibrated = ensemble.calibrated(plain)
     return {
         **described,
         "temperature": ensemble.temperature,
+        "matrix_scaling": ensemble.matrix_scaling is not None,
         "ensemble": {**figures, **classification_figures(plain, targets)},
-        "ensemble_calibrated": classification_figures(tempered, targets),
+        "ensemble_calibrated": classification_figures(calibrated, targets),
         "reliability": _reliability(plain, targets),
-        "reliability_calibrated": _reliability(tempered, targets),
+        "reliability_calibrated": _reliability(calibrated, targets),
         "disagreement_matrix": disagreement_matrix(members).tolist(),
         "entanglement_matrix": fidelity_matrix(members).tolist(),
     }

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from hqde.data import Normalization, Schema, TargetScale, as_examples
 from hqde.ensemble.artefact import artefact_content, read_artefact, write_artefact
-from hqde.ensemble.calibration import apply_temperature, check_temperature, fit_temperature
+from hqde.ensemble.calibration import apply_temperature, check_temperature
 from hqde.ensemble.combiners import Combiner, MeanCombiner
 from hqde.ensemble.compressing import compress_ensemble
 from hqde.ensemble.evaluation import Evaluation, evaluate_classification, evaluate_regression
-from hqde.ensemble.fitting import fit_to_predictions
+from hqde.ensemble.fitting import calibrate_to_predictions, fit_to_predictions
 from hqde.ensemble.inference import InferencePrecision, ready_for_inference
 from hqde.ensemble.inputs import check_targets, input_batches, labelled_batches
+from hqde.ensemble.matrix_scaling import MatrixScaling
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
 from hqde.ensemble.pooling import FittableCombiner, check_num_members
@@ -48,6 +49,7 @@ class Ensemble:
         target_scale: of regression targets; identity if None.
         combiner: how member predictions become one; for regression its weights mix normal distributions.
         temperature: divides the logarithm of the combined probabilities; 1 leaves them alone.
+        matrix_scaling: what follows the temperature; ``None`` for nothing.
         loss: what the models' outputs mean: ``cross_entropy`` (logits), ``mse`` (mean) or ``gaussian_nll``
             (mean and log-variance of the standardised target). By default the first that fits the task.
         metrics: figures to keep in the artefact; plain JSON without times, so that equal training gives equal
@@ -74,6 +76,7 @@ class Ensemble:
         target_scale: TargetScale | None = None,
         combiner: Combiner | None = None,
         temperature: float = 1.0,
+        matrix_scaling: MatrixScaling | None = None,
         loss: Loss | None = None,
         metrics: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -84,6 +87,7 @@ class Ensemble:
         self.target_scale = TargetScale() if target_scale is None else target_scale
         self.combiner: Combiner = MeanCombiner() if combiner is None else combiner
         self.temperature = float(temperature)
+        self.matrix_scaling = matrix_scaling
         self.loss: Loss = choose_loss(loss, schema)
         self.metrics: dict[str, Any] = dict(metrics or {})
         self.provenance: dict[str, Any] = dict(provenance or {})
@@ -98,6 +102,11 @@ class Ensemble:
             )
         if schema.task == "regression" and self.temperature != 1.0:
             raise ConfigError(f"a temperature ({self.temperature}) is for classification: leave it at 1.")
+        if matrix_scaling is not None and matrix_scaling.num_classes != schema.num_classes:
+            raise PreconditionError(
+                f"a matrix scaling of {matrix_scaling.num_classes} classes does not fit an ensemble of "
+                f"{schema.num_classes}: fit it anew."
+            )
 
     def __len__(self) -> int:
         return len(self.members)
@@ -106,7 +115,8 @@ class Ensemble:
         classes = f" of {self.schema.num_classes} classes" if self.schema.task == "classification" else ""
         return (
             f"Ensemble({len(self)} member{'s' if len(self) > 1 else ''}, {self.schema.task}{classes}, "
-            f"combiner {self.combiner.name!r}, temperature {self.temperature:.4g})"
+            f"combiner {self.combiner.name!r}, temperature {self.temperature:.4g}"
+            f"{', matrix scaling' if self.matrix_scaling is not None else ''})"
         )
 
     @property
@@ -134,7 +144,7 @@ class Ensemble:
         return self
 
     def predict_members(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Tensor:
-        """What each member predicts by itself, without combiner and temperature.
+        """What each member predicts by itself, without combiner and calibration.
 
         Returns:
             (m, n, c) probabilities; for regression (m, n, 2) mean and variance in target units (variance 0
@@ -167,7 +177,7 @@ class Ensemble:
         return predictions, found
 
     def combine(self, member_predictions: Tensor) -> Tensor:
-        """The ensemble's prediction from those of its members, temperature included.
+        """The ensemble's prediction from those of its members, calibration included.
 
         Args:
             member_predictions: as ``predict_members`` returns them, (m, n, c) or (m, n, 2).
@@ -178,10 +188,15 @@ class Ensemble:
         """
         if self.schema.task == "regression":
             return pool_normals(member_predictions, self.combiner.weights(self.scores))
-        return apply_temperature(self.combiner.combine(member_predictions, self.scores), self.temperature)
+        return self.calibrated(self.combiner.combine(member_predictions, self.scores))
+
+    def calibrated(self, probs: Tensor) -> Tensor:
+        """Combined probabilities (n, c) after the temperature and the matrix scaling, if there is one."""
+        tempered = apply_temperature(probs, self.temperature)
+        return tempered if self.matrix_scaling is None else self.matrix_scaling.apply(tempered)
 
     def predict_proba(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Tensor:
-        """Class probabilities (n, c) of the whole ensemble, with the fitted temperature.
+        """Class probabilities (n, c) of the whole ensemble, calibrated as it was fitted.
 
         Raises:
             PreconditionError: the ensemble is for regression, or as in ``predict_members``.
@@ -251,33 +266,54 @@ class Ensemble:
             return evaluate_regression(*given, member_ids=ids, loss=self.loss)
         return evaluate_classification(*given, member_ids=ids)
 
-    def calibrate(self, validation: Any, *, batch_size: int = BATCH_SIZE) -> Ensemble:
-        """A new ensemble of the same members, its temperature fitted on held-out rows.
+    def calibrate(
+        self, validation: Any, *, matrix_scaling: bool = False, batch_size: int = BATCH_SIZE
+    ) -> Ensemble:
+        """A new ensemble of the same members, calibrated on held-out rows.
 
         The temperature minimises the NLL of the combined probabilities, and never raises it on these rows.
 
+        Args:
+            validation: labelled rows that no member was trained on.
+            matrix_scaling: follow the temperature up by a matrix scaling, where the rows speak for one. That
+                may change which class comes first.
+            batch_size: rows at once.
+
         Raises:
-            PreconditionError: the ensemble is for regression, or there are no rows.
+            PreconditionError: the ensemble is for regression, or there are no rows; or as in
+                ``fit_matrix_scaling``.
         """
         if self.schema.task == "regression":
-            raise PreconditionError("temperature calibration is for classification: skip it for regression.")
+            raise PreconditionError("calibration is for classification: skip it for regression.")
         members, targets = self.predict_labelled(validation, batch_size=batch_size)
-        return self.with_temperature(fit_temperature(self.combiner.combine(members, self.scores), targets))
+        return calibrate_to_predictions(self, members, targets, matrix_scaling=matrix_scaling)
 
     def with_temperature(self, temperature: float) -> Ensemble:
-        """A new ensemble of the same members with another temperature."""
-        return self._with(temperature=temperature)
+        """A new ensemble of the same members with another temperature, and without matrix scaling."""
+        return self._with(temperature=temperature, matrix_scaling=None)
+
+    def with_matrix_scaling(self, matrix_scaling: MatrixScaling | None) -> Ensemble:
+        """A new ensemble of the same members and temperature with another matrix scaling, or none."""
+        return self._with(matrix_scaling=matrix_scaling)
 
     def fit_combiner(
-        self, combiner: str | Combiner, data: Any, *, calibrate: bool = True, batch_size: int = BATCH_SIZE
+        self,
+        combiner: str | Combiner,
+        data: Any,
+        *,
+        calibrate: bool = True,
+        matrix_scaling: bool = False,
+        batch_size: int = BATCH_SIZE,
     ) -> Ensemble:
-        """A new ensemble: the combiner (name or object) fitted on held-out rows, then the temperature."""
+        """A new ensemble: the combiner (name or object) fitted on held-out rows, then ``calibrate``."""
         members, targets = self.predict_labelled(data, batch_size=batch_size)
-        return fit_to_predictions(self, combiner, members, targets, calibrate=calibrate)
+        return fit_to_predictions(
+            self, combiner, members, targets, calibrate=calibrate, matrix_scaling=matrix_scaling
+        )
 
     def with_combiner(self, combiner: Combiner, temperature: float = 1.0) -> Ensemble:
-        """A new ensemble of the same members with another combiner, as it is."""
-        return self._with(combiner=combiner, temperature=temperature)
+        """A new ensemble of the same members with another combiner, as it is, and without matrix scaling."""
+        return self._with(combiner=combiner, temperature=temperature, matrix_scaling=None)
 
     def sample(
         self, data: Any, num_samples: int = 1, *, seed: int = 0, batch_size: int = BATCH_SIZE
@@ -287,7 +323,7 @@ class Ensemble:
         return measure(probs, num_samples, generator=generator(seed, "measurement"))
 
     def select(self, positions: Sequence[int]) -> Ensemble:
-        """A new ensemble of the members at these positions; ids, combiner and temperature stay."""
+        """A new ensemble of the members at these positions; ids, combiner and calibration stay."""
         members, combiner = [self.members[position] for position in positions], self.combiner
         if isinstance(combiner, FittableCombiner):
             combiner = combiner.of_members(positions)
@@ -338,6 +374,7 @@ class Ensemble:
             combiner=self.combiner,
             weights=self.combiner.weights(self.scores),
             temperature=self.temperature,
+            matrix_scaling=self.matrix_scaling,
             loss=self.loss,
         )
 

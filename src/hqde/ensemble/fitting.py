@@ -1,4 +1,4 @@
-"""Fitting an ensemble's combiner and temperature to predictions on held-out rows."""
+"""Fitting an ensemble's combiner and calibration to predictions on held-out rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hqde.ensemble.calibration import fit_temperature
 from hqde.ensemble.combiners import make_combiner
+from hqde.ensemble.matrix_scaling import fit_matrix_scaling
 from hqde.ensemble.pooling import Combiner, FittableCombiner
 from hqde.errors import PreconditionError
 
@@ -22,10 +23,11 @@ def fit_to_predictions(
     targets: Tensor,
     *,
     calibrate: bool = True,
+    matrix_scaling: bool = False,
 ) -> Ensemble:
     """``Ensemble.fit_combiner`` from predictions at hand, as ``Ensemble.predict_labelled`` returns them.
 
-    First the combiner, if it has anything to fit; then the temperature of what it gives.
+    First the combiner, if it has anything to fit; then the calibration of what it gives.
 
     Args:
         ensemble: whose members predicted.
@@ -33,6 +35,7 @@ def fit_to_predictions(
         member_predictions: (m, n, c) probabilities, or (m, n, 2) means and variances.
         targets: (n,) of rows that no member was trained on.
         calibrate: fit the temperature too; regression has none.
+        matrix_scaling: and after it a matrix scaling, where the rows speak for one.
 
     Raises:
         ConfigError: no such combiner, or it is not for this task.
@@ -46,5 +49,16 @@ def fit_to_predictions(
         chosen = chosen.fit(member_predictions, targets)
     if not calibrate or ensemble.schema.task == "regression":
         return ensemble.with_combiner(chosen)
-    temperature = fit_temperature(chosen.combine(member_predictions, ensemble.scores), targets)
-    return ensemble.with_combiner(chosen, temperature)
+    fitted = ensemble.with_combiner(chosen)
+    return calibrate_to_predictions(fitted, member_predictions, targets, matrix_scaling=matrix_scaling)
+
+
+def calibrate_to_predictions(
+    ensemble: Ensemble, member_predictions: Tensor, targets: Tensor, *, matrix_scaling: bool = False
+) -> Ensemble:
+    """``Ensemble.calibrate`` from predictions at hand, as ``Ensemble.predict_labelled`` returns them."""
+    probs = ensemble.combiner.combine(member_predictions, ensemble.scores)
+    tempered = ensemble.with_temperature(fit_temperature(probs, targets))
+    if not matrix_scaling:
+        return tempered
+    return tempered.with_matrix_scaling(fit_matrix_scaling(tempered.calibrated(probs), targets))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hqde.data import Inputs, Normalization, Schema, TargetScale
 from hqde.ensemble.calibration import apply_temperature
 from hqde.ensemble.combiners import Combiner
+from hqde.ensemble.matrix_scaling import MatrixScaling, scale_by_matrix
 from hqde.ensemble.prediction import Loss, interpret_outputs
 from hqde.ensemble.regression import pool_normals
 from hqde.models import call_model
@@ -22,12 +23,14 @@ class EnsembleModule(nn.Module):
     ``Ensemble`` it checks nothing and keeps gradients, so that it can be exported or differentiated.
 
     State names: ``members.0.…``, ``members.1.…``, ``weights`` (m,), ``input_mean`` and ``input_std`` (shaped
-    to broadcast over rows).
+    to broadcast over rows); with matrix scaling ``scaling_weight`` (c, c) and ``scaling_bias`` (c,) as well.
     """
 
     weights: Tensor
     input_mean: Tensor
     input_std: Tensor
+    scaling_weight: Tensor | None
+    scaling_bias: Tensor | None
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class EnsembleModule(nn.Module):
         combiner: Combiner,
         weights: Tensor,
         temperature: float,
+        matrix_scaling: MatrixScaling | None,
         loss: Loss,
     ) -> None:
         super().__init__()
@@ -53,6 +57,9 @@ class EnsembleModule(nn.Module):
         self.register_buffer("weights", weights.clone())
         self.register_buffer("input_mean", normalization.mean.reshape(shape).clone())
         self.register_buffer("input_std", normalization.std.reshape(shape).clone())
+        scaling = (None, None) if matrix_scaling is None else (matrix_scaling.weight, matrix_scaling.bias)
+        for name, numbers in zip(("scaling_weight", "scaling_bias"), scaling, strict=True):
+            self.register_buffer(name, None if numbers is None else numbers.to(torch.float32, copy=True))
         self.eval()
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
@@ -72,7 +79,10 @@ class EnsembleModule(nn.Module):
         )
         if self.loss != "cross_entropy":
             return pool_normals(predictions, self.weights)
-        return apply_temperature(self.combiner.pool(predictions, self.weights), self.temperature)
+        probs = apply_temperature(self.combiner.pool(predictions, self.weights), self.temperature)
+        if self.scaling_weight is None or self.scaling_bias is None:
+            return probs
+        return scale_by_matrix(probs, self.scaling_weight, self.scaling_bias)
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from hqde.ensemble.calibration import log_of
 from hqde.errors import NonFiniteError, PreconditionError
 
 
@@ -147,8 +148,7 @@ def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
 
 def weighted_geometric_mean(member_probs: Tensor, weights: Tensor) -> Tensor:
     """``p(c) ∝ exp(Σ_m w_m log p_m(c))``, probabilities kept at or above the smallest normal number."""
-    logs = member_probs.clamp_min(torch.finfo(member_probs.dtype).tiny).log()
-    return torch.softmax(weighted_mean(logs, weights), dim=-1)
+    return torch.softmax(weighted_mean(log_of(member_probs), weights), dim=-1)
 
 
 def check_num_members(combiner: Combiner, num_members: int) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from hqde.ensemble.pooling import (
-    SharePooling,
-    weighted_geometric_mean,
-)
+from hqde.ensemble.cross_validation import NUM_FOLDS, folds, simplest
+from hqde.ensemble.pooling import SharePooling, weighted_geometric_mean
 from hqde.metrics.checks import check_member_probs
 
 # How far exponents may stray from each other, in units of 1/m and from least to most; 0 keeps them equal.
 SPREADS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 TOTAL_SPREAD = 1.0  # standard deviation of the exponents' sum around 1, before any row is seen
-NUM_FOLDS = 5
-STANDARD_ERRORS = 2.0
 MOST_STEPS = 2000
 MOST_NUMBERS = 2**27  # in double precision; more are kept in single
 
@@ -125,38 +120,6 @@ def cross_validated_losses(member_probs: Tensor, targets: Tensor) -> Tensor:
             pooled = torch.tensordot(exponents.to(odds), odds[:, left], dims=1)
             losses[place, left] = torch.logsumexp(pooled, dim=1).double().cpu()
     return losses
-
-
-def folds(num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Five divisions of the rows, every fifth left out: positions to fit on, and to judge on.
-
-    >>> [left.tolist() for _, left in folds(7)]
-    [[0, 5], [1, 6], [2], [3], [4]]
-    """
-    fold_of = torch.arange(num_rows) % NUM_FOLDS
-    for fold in range(NUM_FOLDS):
-        yield (fold_of != fold).nonzero().flatten(), (fold_of == fold).nonzero().flatten()
-
-
-def simplest(losses: Tensor) -> int:
-    """The first candidate that is no more than two standard errors worse than the best.
-
-    The error is that of the mean difference, row by row.
-
-    Args:
-        losses: (k, n) of k candidates, the simplest first, on n rows.
-
-    >>> simplest(torch.tensor([[0.5, 0.7, 0.6], [0.5, 0.6, 0.6], [0.1, 0.2, 0.1]]))
-    2
-
-    Source: Breiman et al., "Classification and regression trees" (1984), for the rule, there of one error.
-    """
-    best = int(losses.mean(dim=1).argmin())
-    for place in range(best):
-        worse = losses[place] - losses[best]
-        if float(worse.mean()) <= STANDARD_ERRORS * float(worse.std()) / losses.shape[1] ** 0.5:
-            return place
-    return best
 
 
 def _log_odds(member_probs: Tensor, targets: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def _quality(metrics: Document) -> list[Tile]:
 
     def after(key: str) -> str:
         value = calibrated.number(key)
-        return "" if value is None else f"{fixed(value)} after temperature"
+        return "" if value is None else f"{fixed(value)} calibrated"
 
     accuracy, mean = metrics.number("accuracy"), metrics.number("mean_member_accuracy")
     gain = ""
@@ -123,7 +123,7 @@ def _unfinished_tiles(record: RunRecord) -> list[Tile]:
 
 def sentences(record: RunRecord) -> list[str]:
     """What a reader should know first, in words."""
-    return [*_verdict(record), *_temperature(record)]
+    return [*_verdict(record), *_calibration(record)]
 
 
 def _verdict(record: RunRecord) -> list[str]:
@@ -144,24 +144,29 @@ def _verdict(record: RunRecord) -> list[str]:
     return [words + "."]
 
 
-def _temperature(record: RunRecord) -> list[str]:
+def _calibration(record: RunRecord) -> list[str]:
     metrics = record.metrics
     if metrics is None:
         return []
-    temperature = metrics.number("temperature")
+    temperature, scaled = metrics.number("temperature"), record.matrix_scaled
     moves = [
         _move(name, metrics.number(key), metrics.number("calibrated", key))
-        for key, name in (("ece", "calibration error"), ("nll", "NLL"))
+        for key, name in (("ece", "calibration error"), ("nll", "NLL"), ("accuracy", "accuracy"))
+        if scaled or key != "accuracy"
     ]
     told = [move for move in moves if move]
-    if temperature is None or temperature == 1.0 or not told:
+    if temperature is None or (temperature == 1.0 and not scaled) or not told:
         return []
-    words = f"Temperature {fixed(temperature, 2)}, fitted on the validation split, {' and '.join(told)}."
-    return [words]
+    what = f"Temperature {fixed(temperature, 2)}{' and a matrix scaling' if scaled else ''}"
+    return [f"{what}, fitted on the validation split, {_listed(told)}."]
+
+
+def _listed(pieces: list[str]) -> str:
+    return " and ".join([", ".join(pieces[:-1]), pieces[-1]] if len(pieces) > 1 else pieces)
 
 
 def _move(name: str, before: float | None, after: float | None) -> str:
-    """How temperature moved a figure, as a piece of a sentence."""
+    """How calibration moved a figure, as a piece of a sentence."""
     if before is None or after is None:
         return ""
     if fixed(before) == fixed(after):

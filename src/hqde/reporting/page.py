@@ -90,7 +90,8 @@ def render_report(record: RunRecord) -> str:
         sections=_sections(record),
         examples=uncertain_examples(record),
         regression=record.task == "regression",
-        tempered=record.task == "classification" and _temperature(record) not in (None, 1.0),
+        calibrated=record.task == "classification"
+        and (_temperature(record) not in (None, 1.0) or record.matrix_scaled),
         events=_event_table(record.events),
         config=record.config,
     )
@@ -106,7 +107,7 @@ def render_page(**parts: Any) -> str:
         "tiles": [],
         "examples": [],
         "regression": False,
-        "tempered": False,
+        "calibrated": False,
         "events": None,
         "config": "",
     }

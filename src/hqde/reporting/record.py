@@ -124,6 +124,11 @@ class RunRecord:
         scored = [line.validation for line in self.rounds if line.validation is not None]
         return "regression" if any(score.rmse is not None for score in scored) else "classification"
 
+    @property
+    def matrix_scaled(self) -> bool:
+        """Whether a matrix scaling follows the temperature."""
+        return self.metrics is not None and bool(self.metrics.value("matrix_scaling"))
+
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of their ids."""

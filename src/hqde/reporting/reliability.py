@@ -17,11 +17,12 @@ FEW = 10
 
 
 def reliability_figures(record: RunRecord) -> list[Figure]:
-    """One diagram as trained and one after temperature, where they were recorded."""
+    """One diagram as trained and one after calibration, where they were recorded."""
     if record.evaluation is None:
         return []
     temperature = record.metrics.number("temperature") if record.metrics else None
     after = "after temperature" if temperature is None else f"after temperature {fixed(temperature, 2)}"
+    after += " and matrix scaling" if record.matrix_scaled else ""
     found = [
         (record.evaluation.document("reliability"), "as trained"),
         (record.evaluation.document("reliability_calibrated"), after),
@@ -31,7 +32,7 @@ def reliability_figures(record: RunRecord) -> list[Figure]:
 
 
 def _before_and_after(record: RunRecord) -> list[Figure]:
-    """Every figure as trained and after temperature, side by side."""
+    """Every figure as trained and after calibration, side by side."""
     metrics = record.metrics
     if metrics is None or record.task == "regression" or metrics.document("calibrated") is None:
         return []
@@ -46,10 +47,10 @@ def _before_and_after(record: RunRecord) -> list[Figure]:
     if not rows:
         return []
     won = sum(row[-1] == "better" for row in rows)
-    title = f"Temperature improves {won} of {len(rows)} test figures"
-    note = (
-        "NLL, Brier score and ECE are better when lower. Temperature never changes which class comes first."
-    )
+    title = f"Calibration improves {won} of {len(rows)} test figures"
+    note = "NLL, Brier score and ECE are better when lower."
+    if not record.matrix_scaled:
+        note += " Temperature never changes which class comes first."
     return [Figure(title, None, note, (), Table("", ("", "as trained", "after", ""), tuple(rows)))]
 
 

@@ -107,6 +107,7 @@ class Experiment:
         snapshots: members beside the groups' last weights.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation split at the end.
+        matrix_scaling: and a matrix scaling after it, where those rows speak for one.
         seed: of every random stream.
         device: where workers train.
     """
@@ -136,6 +137,7 @@ class Experiment:
     snapshots: Snapshots = Snapshots()
     drop_outliers: bool = False
     calibrate: bool = True
+    matrix_scaling: bool = False
     seed: int = 0
     device: str = "cpu"
 
@@ -161,6 +163,11 @@ class Experiment:
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
+        if self.matrix_scaling and not calibrates:
+            raise ConfigError(
+                "ensemble.matrix_scaling follows the temperature of a classification: "
+                + ("leave ensemble.calibrate on" if not self.calibrate else "switch it off for regression")
+            )
         if self.policy.learnt_shares is not None:
             rule = rule_of(self.rule, self.num_workers)
             if rule.counts != "nothing":

@@ -68,9 +68,11 @@ def finish_run(
             tell(Event("dropped", state.round_index, None, reason))
     combiner, rows = experiment.combiner, experiment.splits.validation
     if isinstance(combiner, FittableCombiner):
-        ensemble = ensemble.fit_combiner(combiner, rows, calibrate=experiment.calibrate)
+        ensemble = ensemble.fit_combiner(
+            combiner, rows, calibrate=experiment.calibrate, matrix_scaling=experiment.matrix_scaling
+        )
     elif experiment.calibrate and experiment.splits.schema.task == "classification":
-        ensemble = ensemble.calibrate(rows)
+        ensemble = ensemble.calibrate(rows, matrix_scaling=experiment.matrix_scaling)
     _note_epochs(ensemble, epochs)
     ensemble.to("cpu")
     if pool is not None:

@@ -82,6 +82,7 @@ class HQDESystem:
         snapshots: members beside the groups' last weights, ``Snapshots(count=3, join=True)``.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation rows at the end.
+        matrix_scaling: and a matrix scaling after it, where those rows speak for one.
         task: ``"classification"`` or ``"regression"``.
         classes: names by class id.
         norm: ``"batch"`` or ``"group"``, for the built-in models.
@@ -135,6 +136,7 @@ class HQDESystem:
         snapshots: Snapshots = Snapshots(),
         drop_outliers: bool = False,
         calibrate: bool = True,
+        matrix_scaling: bool = False,
         task: Task = "classification",
         classes: Sequence[str] | None = None,
         norm: Literal["batch", "group"] = "batch",
@@ -185,6 +187,7 @@ class HQDESystem:
             "snapshots": snapshots,
             "drop_outliers": drop_outliers,
             "calibrate": calibrate,
+            "matrix_scaling": matrix_scaling,
             "seed": seed,
             "device": resolve_device(device),
         }
@@ -229,7 +232,7 @@ class HQDESystem:
             validation_loader: rows for early stopping, calibration and the figures on the way, in any form;
                 without them ``validation_fraction`` of the training rows are held out.
             test_data: rows that only the final figures see; without them those are made on the validation
-                rows, to which the temperature was fitted.
+                rows, to which the calibration was fitted.
             validation_fraction, split_seed: of the rows held out, class by class.
             run_dir: leave a run directory there: configuration, history, events, checkpoints, artefact and
                 figures, as ``hqde train`` does.
@@ -314,7 +317,7 @@ class HQDESystem:
         return self.ensemble.evaluate(data)
 
     def predict(self, data: Any) -> Tensor:
-        """Class probabilities (n, classes) with the fitted temperature; for regression the means (n,).
+        """Class probabilities (n, classes), calibrated; for regression the means (n,).
 
         Rows come in the data's own order, also from a ``DataLoader`` that shuffles; targets are left out.
         ``ensemble`` offers more: members, classes, uncertainty.

@@ -180,6 +180,7 @@ def describe(
             combiner=experiment.combiner.name,
             drop_outliers=experiment.drop_outliers,
             calibrate=experiment.calibrate,
+            matrix_scaling=experiment.matrix_scaling,
             snapshots=experiment.snapshots,
         ),
         run=RunSettings(
