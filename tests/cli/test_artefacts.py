@@ -30,6 +30,27 @@ def test_evaluate_repeats_the_figures_of_the_run(hqde, run):
     assert "disagreement" in shown.out
 
 
+def test_matrix_scaling_is_asked_for_told_and_kept(hqde, tmp_path):
+    flags = (
+        "--model mlp --workers 8 --groups 1 --epochs 4 --set data.partition=dirichlet --set data.alpha=0.1"
+    )
+    done = hqde("train", *flags.split(), "--set", "ensemble.matrix_scaling=true", "--out", "run")
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    accuracy = metrics["calibrated"]["accuracy"]
+    assert metrics["matrix_scaling"]
+    assert accuracy > metrics["accuracy"] + 0.1
+    assert f"test accuracy with matrix scaling {accuracy:.4f}" in done.out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "with a matrix scaling, fitted on the validation split" in page
+    assert "Temperature never changes" not in page
+    for options in ((), ("--combiner", "mean")):
+        figures = json.loads(hqde("evaluate", "run", *options, "--format", "json").out)
+        assert figures["matrix_scaling"]
+        assert figures["accuracy"] == pytest.approx(accuracy, abs=0.01)
+    assert "matrix scaling" in hqde("evaluate", "run").out
+
+
 def test_an_artefact_alone_is_judged_on_the_data_it_is_given(hqde, run, table):
     assert hqde("evaluate", run / "artefact").code == 2
     figures = json.loads(hqde("evaluate", run / "artefact", "--data", table, "--format", "json").out)

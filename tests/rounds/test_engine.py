@@ -15,11 +15,11 @@ from torch import nn
 from hqde.aggregation import Momentum
 from hqde.backends import LocalBackend
 from hqde.checkpoints import CheckpointStore
-from hqde.data import Replicate, Split
+from hqde.data import Dirichlet, Replicate, Split, load_splits
 from hqde.ensemble import make_combiner
 from hqde.errors import CheckpointError, NonFiniteError, QuorumError, WorkerError
-from hqde.models import ModelSpec
-from hqde.rounds import Engine, GroupSettings
+from hqde.models import ModelSpec, model_spec
+from hqde.rounds import Engine, Experiment, GroupSettings
 from hqde.rounds.members import MemberPool
 from hqde.testing import Fault, FaultyBackend, orders_of, small_experiment
 from hqde.topology import Topology
@@ -424,6 +424,26 @@ def test_bytes_are_those_of_the_vectors_that_travel():
 
 
 # -- combiners that learn ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("combiner", ["mean", "stacking"])
+def test_a_matrix_scaling_makes_up_for_workers_of_few_classes(combiner):
+    splits = load_splits("digits")
+    experiment = Experiment(
+        splits=splits,
+        model=model_spec("mlp", input_shape=(1, 8, 8), num_outputs=10),
+        num_workers=8,
+        epochs=4,
+        topology=Topology(groups=2),
+        partitioner=Dirichlet(0.1),
+        combiner=make_combiner(combiner),
+        matrix_scaling=True,
+    )
+    ensemble = run(experiment)[0].ensemble
+    again = ensemble.fit_combiner(combiner, splits.validation, matrix_scaling=True)
+    assert torch.equal(again.matrix_scaling.weight, ensemble.matrix_scaling.weight)
+    without = ensemble.with_temperature(ensemble.temperature).evaluate(splits.test).accuracy
+    assert ensemble.evaluate(splits.test).accuracy > without + 0.1
 
 
 @pytest.mark.parametrize(("name", "calibrate"), [("stacking", True), ("entanglement", False)])

@@ -291,6 +291,10 @@ def without_validation() -> Splits:
         ({"buffers": "shared"}, "buffers must be 'average' or 'local', got 'shared'"),
         ({"splits": without_validation()}, "calibrate needs validation rows, and there are none"),
         (
+            {"calibrate": False, "matrix_scaling": True},
+            "matrix_scaling follows the temperature of a classification: leave ensemble.calibrate on",
+        ),
+        (
             {"splits": without_validation(), "calibrate": False, "early_stopping": 2},
             "early_stopping needs valid",
         ),

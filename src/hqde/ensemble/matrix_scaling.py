@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hqde.ensemble.calibration import log_of
 from hqde.ensemble.cross_validation import folds, simplest
@@ -92,8 +93,9 @@ def fit_matrix_scaling(probs: Tensor, targets: Tensor) -> MatrixScaling | None:
         Σ_i [log Σ_c exp(W_c z_i + b_c) − W_y z_i − b_y]  +  |W − I|² / (2 s²)  +  |b|² / (2 (10 s)²)
 
     which is convex. s is the first of 0, 0.03, 0.1, 0.3 and 1 whose NLL on rows that were left out, in five
-    folds, is no more than two standard errors above the least; 0 is no matrix at all. So a few rows, or
-    probabilities that are right already, change nothing. Solved by Newton's method; no randomness.
+    folds, is no more than two standard errors above the least; 0 is no matrix at all. Nor is there one if it
+    does not put more of these rows right, by two standard errors. So a few rows, or probabilities that are
+    right already, change nothing. Solved by Newton's method; no randomness.
 
     Args:
         probs: (n, c) of the combined ensemble, its temperature included; n at least 1, c at most 200. With
@@ -118,21 +120,22 @@ def fit_matrix_scaling(probs: Tensor, targets: Tensor) -> MatrixScaling | None:
     if len(targets) < LEAST_ROWS:
         return None
     logs, targets = log_of(probs.detach().cpu()).double(), targets.cpu().long()
-    spread = SPREADS[simplest(_cross_validated_losses(logs, targets))]
-    return None if spread == 0.0 else _solve(logs, targets, spread, None)
+    scaled = _cross_validated(logs, targets)
+    losses = torch.stack([functional.cross_entropy(kind, targets, reduction="none") for kind in scaled])
+    place = simplest(losses)
+    wrong = (scaled[[0, place]].argmax(dim=2) != targets).double()
+    return None if simplest(wrong) == 0 else _solve(logs, targets, SPREADS[place], None)
 
 
-def _cross_validated_losses(logs: Tensor, targets: Tensor) -> Tensor:
-    """NLL of each row for each of ``SPREADS``, (5, n), fitted to the other folds."""
-    losses = torch.zeros(len(SPREADS), len(targets), dtype=torch.float64)
-    losses[0] = torch.nn.functional.cross_entropy(logs, targets, reduction="none")
+def _cross_validated(logs: Tensor, targets: Tensor) -> Tensor:
+    """Logits of each row by each of ``SPREADS``, fitted to the other folds: (5, n, c)."""
+    scaled = logs.repeat(len(SPREADS), 1, 1)
     for kept, left in folds(len(targets)):
         found: MatrixScaling | None = None
         for place, spread in enumerate(SPREADS[1:], start=1):
             found = _solve(logs[kept], targets[kept], spread, found)
-            scaled = logs[left] @ found.weight.T + found.bias
-            losses[place, left] = torch.nn.functional.cross_entropy(scaled, targets[left], reduction="none")
-    return losses
+            scaled[place, left] = logs[left] @ found.weight.T + found.bias
+    return scaled
 
 
 def _solve(logs: Tensor, targets: Tensor, spread: float, start: MatrixScaling | None) -> MatrixScaling:
@@ -144,13 +147,13 @@ def _solve(logs: Tensor, targets: Tensor, spread: float, start: MatrixScaling | 
     # An offset is one more entry, of a column that is the same in all rows.
     rows = torch.cat([logs, torch.full((num_rows, 1), BIAS_SPREADS, dtype=logs.dtype)], dim=1)
     plain = torch.eye(num_classes, num_classes + 1, dtype=logs.dtype)
-    labels = torch.nn.functional.one_hot(targets, num_classes).to(logs)
+    labels = functional.one_hot(targets, num_classes).to(logs)
 
     def objective(flat: Any) -> tuple[float, Any]:
         entries = torch.from_numpy(flat).view_as(plain)
         scaled = rows @ entries.T
         away = (entries - plain) / spread
-        loss = torch.nn.functional.cross_entropy(scaled, targets) + away.square().sum() / (2.0 * num_rows)
+        loss = functional.cross_entropy(scaled, targets) + away.square().sum() / (2.0 * num_rows)
         slope = (torch.softmax(scaled, dim=1) - labels).T @ rows + away / spread
         return float(loss), (slope / num_rows).flatten().numpy()
 

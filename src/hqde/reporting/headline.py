@@ -157,7 +157,7 @@ def _calibration(record: RunRecord) -> list[str]:
     told = [move for move in moves if move]
     if temperature is None or (temperature == 1.0 and not scaled) or not told:
         return []
-    what = f"Temperature {fixed(temperature, 2)}{' and a matrix scaling' if scaled else ''}"
+    what = f"Temperature {fixed(temperature, 2)}{' with a matrix scaling' if scaled else ''}"
     return [f"{what}, fitted on the validation split, {_listed(told)}."]
 
 

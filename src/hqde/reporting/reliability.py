@@ -22,7 +22,7 @@ def reliability_figures(record: RunRecord) -> list[Figure]:
         return []
     temperature = record.metrics.number("temperature") if record.metrics else None
     after = "after temperature" if temperature is None else f"after temperature {fixed(temperature, 2)}"
-    after += " and matrix scaling" if record.matrix_scaled else ""
+    after += " with matrix scaling" if record.matrix_scaled else ""
     found = [
         (record.evaluation.document("reliability"), "as trained"),
         (record.evaluation.document("reliability_calibrated"), after),
