@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import resource
+import subprocess
+import sys
 import threading
 
 import psutil
@@ -91,3 +93,47 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
     with freed_memory_kept():
         assert torch.ones(3).sum() == 3
+
+
+HEAPS = """
+import ctypes, re, sys, tempfile, threading
+import torch
+from hqde.memory import freed_memory_kept
+
+def allocate():
+    done = [torch.ones(1 << 18) for _ in range(4)]
+    barrier.wait()
+
+def num_heaps():
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    with tempfile.NamedTemporaryFile() as file:
+        stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+        libc.malloc_info(0, stream)
+        libc.fclose(stream)
+        return len(re.findall("<heap nr", open(file.name).read()))
+
+before, barrier = num_heaps(), threading.Barrier(5)
+if sys.argv[1] == "within":
+    with freed_memory_kept():
+        pass
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+barrier.wait()
+for thread in threads:
+    thread.join()
+print(num_heaps() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_threads_share_a_heap() -> None:
+    def new_heaps(how: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", HEAPS, how], capture_output=True, text=True, check=True, timeout=120
+        )
+        return int(done.stdout)
+
+    assert new_heaps("outside") >= 4 - memory.KEEP[memory.M_ARENA_MAX]
+    assert new_heaps("within") < memory.KEEP[memory.M_ARENA_MAX]
