@@ -11,13 +11,8 @@ from contextlib import contextmanager
 
 # As malloc.h of glibc has them.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-# Threads wait for each other where too many share a heap.
-CORES_PER_HEAP = 8
-KEEP = {
-    M_MMAP_THRESHOLD: 1 << 30,
-    M_TRIM_THRESHOLD: (1 << 31) - 1,
-    M_ARENA_MAX: max(1, (os.cpu_count() or 1) // CORES_PER_HEAP),
-}
+KEEP = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1}
+CORES_PER_HEAP = 8  # where too many threads share a heap, they wait for each other
 # Where glibc's own thresholds end up in a process that frees large blocks: they grow to these and no further.
 AS_EVER = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
 
@@ -35,8 +30,9 @@ def freed_memory_kept() -> Iterator[None]:
     several threads; does nothing where the C library is another.
 
     The library also gives each thread a heap of its own, in pieces of 64 MiB which large blocks do not fill.
-    From here on threads that begin share one heap for every eight cores, and this cannot be undone: it takes
-    a third off the peak of workers that train side by side.
+    From here on threads that begin share one heap for every eight cores, which takes a third off the peak of
+    workers that train side by side. That stays so when this ends. It is not so where ``MALLOC_ARENA_MAX`` is
+    set, nor in a process that has had more than eight heaps before.
 
     Example:
         >>> import torch
@@ -52,6 +48,8 @@ def freed_memory_kept() -> Iterator[None]:
         _inside += 1
         if _inside == 1:
             _set(KEEP)
+            if "MALLOC_ARENA_MAX" not in os.environ:
+                _set({M_ARENA_MAX: max(1, _num_cores() // CORES_PER_HEAP)})
     try:
         yield
     finally:
@@ -60,6 +58,10 @@ def freed_memory_kept() -> Iterator[None]:
             if _inside == 0:
                 _set(AS_EVER)
                 _call("malloc_trim", 0)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set(thresholds: dict[int, int]) -> None:

@@ -9,6 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
+from hqde.ensemble import Ensemble
+
 SMALL = ("--workers", 2, "--groups", 2, "--epochs", 40, "--set", "training.learning_rate=0.03")
 
 
@@ -40,7 +42,7 @@ def test_matrix_scaling_is_asked_for_told_and_kept(hqde, tmp_path):
     accuracy = metrics["calibrated"]["accuracy"]
     assert metrics["matrix_scaling"]
     assert accuracy > metrics["accuracy"] + 0.1
-    assert f"test accuracy with matrix scaling {accuracy:.4f}" in done.out
+    assert f"test accuracy {accuracy:.4f} with matrix scaling" in done.out
     page = (tmp_path / "run" / "report.html").read_text()
     assert "with a matrix scaling, fitted on the validation split" in page
     assert "Temperature never changes" not in page
@@ -49,6 +51,9 @@ def test_matrix_scaling_is_asked_for_told_and_kept(hqde, tmp_path):
         assert figures["matrix_scaling"]
         assert figures["accuracy"] == pytest.approx(accuracy, abs=0.01)
     assert "matrix scaling" in hqde("evaluate", "run").out
+    kept = json.loads(hqde("select", "run", "--size", 1, "--out", "kept", "--format", "json").out)
+    assert kept["matrix_scaling"]
+    assert Ensemble.load(tmp_path / "kept").matrix_scaling is not None
 
 
 def test_an_artefact_alone_is_judged_on_the_data_it_is_given(hqde, run, table):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hqde.ensemble import Ensemble, MatrixScaling, fit_matrix_scaling, fit_temperature, matrix_scaling
-from hqde.errors import ArtefactError, NonFiniteError, PreconditionError
+from hqde.errors import ArtefactError, ConfigError, NonFiniteError, PreconditionError
 from hqde.metrics import accuracy, nll
 
 SWAP = MatrixScaling(
@@ -72,6 +72,14 @@ def test_classes_that_are_named_too_often_are_put_right_on_other_rows():
     assert nll(found.apply(probs), targets) < 0.8 * nll(probs, targets)
 
 
+def test_rows_may_come_class_by_class_in_turn():
+    # Every fifth row is of one class then: folds by position alone would never see it.
+    probs, targets = confused(n=2_000, c=5)
+    in_turn = torch.stack([(targets == c).nonzero().flatten()[:250] for c in range(5)], dim=1).flatten()
+    assert targets[in_turn[:6]].tolist() == [0, 1, 2, 3, 4, 0]
+    assert fit_matrix_scaling(probs[in_turn], targets[in_turn]) is not None
+
+
 def test_it_does_not_matter_how_classes_are_numbered():
     probs, targets = confused(n=400)
     order = torch.tensor([2, 0, 3, 1])
@@ -119,7 +127,7 @@ def test_bad_input_is_refused():
 
 def test_an_ensemble_applies_it_after_its_temperature_and_keeps_it(make_ensemble, rows, tmp_path):
     plain = make_ensemble(temperature=1.5)
-    scaled = plain.with_matrix_scaling(SWAP)
+    scaled = plain.with_temperature(plain.temperature, SWAP)
     expected = SWAP.apply(plain.predict_proba(rows))
     assert torch.equal(scaled.predict_proba(rows), expected)
     assert torch.equal(scaled.predict(rows), expected.argmax(dim=1))
@@ -127,7 +135,7 @@ def test_an_ensemble_applies_it_after_its_temperature_and_keeps_it(make_ensemble
     torch.testing.assert_close(scaled.to_torch_module()(rows), expected)
     assert scaled.select([0, 1]).matrix_scaling is SWAP
     assert scaled.with_members(scaled.members[:1]).matrix_scaling is SWAP
-    assert scaled.with_temperature(1.0).matrix_scaling is None
+    assert scaled.with_temperature(1.5).matrix_scaling is None
     assert scaled.with_combiner(scaled.combiner).matrix_scaling is None
 
     scaled.save(tmp_path / "a")
@@ -141,7 +149,7 @@ def test_an_ensemble_applies_it_after_its_temperature_and_keeps_it(make_ensemble
 
 
 def test_export_takes_it_along(make_ensemble, rows):
-    ensemble = make_ensemble().with_matrix_scaling(SWAP)
+    ensemble = make_ensemble(matrix_scaling=SWAP)
     any_number = (({0: torch.export.Dim("rows", min=2)},),)
     exported = torch.export.export(ensemble.to_torch_module(), (rows,), dynamic_shapes=any_number)
     torch.testing.assert_close(exported.module()(rows[:5]), ensemble.predict_proba(rows[:5]))
@@ -149,10 +157,11 @@ def test_export_takes_it_along(make_ensemble, rows):
 
 def test_one_that_does_not_fit_is_refused(make_ensemble, tmp_path):
     two = MatrixScaling(torch.eye(2), torch.zeros(2))
-    for kind in (None, "mse"):
-        with pytest.raises(PreconditionError, match="of 2 classes does not fit"):
-            make_ensemble(loss=kind, matrix_scaling=two)
-    make_ensemble().with_matrix_scaling(SWAP).save(tmp_path / "a")
+    with pytest.raises(PreconditionError, match="of 2 classes does not fit an ensemble of 3"):
+        make_ensemble(matrix_scaling=two)
+    with pytest.raises(ConfigError, match="a matrix scaling is for classification"):
+        make_ensemble(loss="mse", matrix_scaling=two)
+    make_ensemble(matrix_scaling=SWAP).save(tmp_path / "a")
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert set(manifest["matrix_scaling"]) == {"weight", "bias"}
     manifest["matrix_scaling"]["bias"] = [0.0]

@@ -291,8 +291,12 @@ def without_validation() -> Splits:
         ({"buffers": "shared"}, "buffers must be 'average' or 'local', got 'shared'"),
         ({"splits": without_validation()}, "calibrate needs validation rows, and there are none"),
         (
+            {"matrix_scaling": True},
+            "matrix_scaling needs at least 100 validation rows, and there are ",
+        ),
+        (
             {"calibrate": False, "matrix_scaling": True},
-            "matrix_scaling follows the temperature of a classification: leave ensemble.calibrate on",
+            "matrix_scaling follows the temperature: set ensemble.calibrate = true as well",
         ),
         (
             {"splits": without_validation(), "calibrate": False, "early_stopping": 2},

@@ -9,6 +9,7 @@ from hqde.aggregation.attacks import (
     Replay,
     ScaledUpdate,
     SignFlip,
+    ZeroRow,
     flip_labels,
 )
 from hqde.aggregation.attacks_crafted import (
@@ -129,6 +130,7 @@ __all__ = [
     "TrimmedMean",
     "Update",
     "Use",
+    "ZeroRow",
     "add_pairwise",
     "admit",
     "aggregate_stream",

@@ -101,10 +101,10 @@ class GaussianNoise(Attack):
 
 @dataclass(frozen=True)
 class ConstantRow(Attack):
-    """The same number everywhere; 0 for workers that hand in nothing.
+    """The same number everywhere.
 
-    >>> ConstantRow(strength=0.0)(torch.ones(2, 3), 1)
-    tensor([[0., 0., 0.]])
+    >>> ConstantRow(strength=2.0)(torch.ones(2, 3), 1)
+    tensor([[2., 2., 2.]])
     """
 
     name: ClassVar[str] = "constant"
@@ -113,6 +113,21 @@ class ConstantRow(Attack):
     def craft(self, honest: Tensor, count: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """s in every coordinate."""
         return honest.new_full((count, honest.shape[1]), self.strength)
+
+
+@dataclass(frozen=True)
+class ZeroRow(Attack):
+    """Nothing: workers that hand the weights back as they got them.
+
+    >>> ZeroRow()(torch.ones(2, 3), 1)
+    tensor([[0., 0., 0.]])
+    """
+
+    name: ClassVar[str] = "zero"
+
+    def craft(self, honest: Tensor, count: int, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """0 in every coordinate."""
+        return honest.new_zeros((count, honest.shape[1]))
 
 
 @dataclass(frozen=True)

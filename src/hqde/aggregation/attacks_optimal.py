@@ -16,6 +16,7 @@ from hqde.aggregation.attacks import (
     NonFinite,
     ScaledUpdate,
     SignFlip,
+    ZeroRow,
 )
 from hqde.aggregation.attacks_crafted import (
     ALittleIsEnough,
@@ -36,6 +37,7 @@ ATTACKS: dict[str, type[Attack]] = {
         ScaledUpdate,
         GaussianNoise,
         ConstantRow,
+        ZeroRow,
         NonFinite,
         ALittleIsEnough,
         InnerProductManipulation,

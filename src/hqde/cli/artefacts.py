@@ -124,6 +124,12 @@ def validation_rows(path: Path) -> Examples:
     return rows
 
 
+def asks_for_matrix(ensemble: Ensemble) -> bool:
+    """Whether an ensemble has a matrix scaling, or the run that made it asked for one."""
+    asked = ensemble.provenance.get("config", {}).get("ensemble", {}).get("matrix_scaling", False)
+    return ensemble.matrix_scaling is not None or bool(asked)
+
+
 def predict_members(
     ensemble: Ensemble,
     data: Examples | Inputs,

@@ -14,6 +14,7 @@ from hqde.cli.artefacts import (
     BackendOption,
     GpusOption,
     PrecisionOption,
+    asks_for_matrix,
     open_ensemble,
     predict_members,
     rows_for,
@@ -58,7 +59,7 @@ def evaluate(
             combiner,
             predict(held_out),
             held_out.targets,
-            matrix_scaling=ensemble.matrix_scaling is not None,
+            matrix_scaling=asks_for_matrix(ensemble),
         )
     result = ensemble.evaluate_predictions(members, rows.targets)
     foreign = None

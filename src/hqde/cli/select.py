@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from hqde.cli.artefacts import open_pool, rows_for, validation_rows
+from hqde.cli.artefacts import asks_for_matrix, open_pool, rows_for, validation_rows
 from hqde.cli.console import Format, FormatOption, out, print_json
 from hqde.data import Examples
 from hqde.ensemble import Ensemble, SelectedMembers, select_members
@@ -70,6 +70,7 @@ def select(
         max_bytes=most,
         max_ms=max_ms,
         sampler=sampler,
+        matrix_scaling=asks_for_matrix(ensemble),
         seed=seed,
     )
     if out_dir is not None:
@@ -83,6 +84,7 @@ def select(
                 "exact": found.exact,
                 "combiner": found.ensemble.combiner.name,
                 "temperature": found.ensemble.temperature,
+                "matrix_scaling": found.ensemble.matrix_scaling is not None,
                 "selecting_rows": found.num_selecting_rows,
                 "judging_rows": found.num_judging_rows,
                 "comparison": list(found.comparison),

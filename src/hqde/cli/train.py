@@ -177,11 +177,14 @@ def _summary(directory: RunDirectory, metrics: dict[str, Any]) -> None:
         out.print(
             f"test accuracy {metrics['accuracy']:.4f} (mean member {metrics['mean_member_accuracy']:.4f}) · "
             f"NLL {metrics['nll']:.4f} → {calibrated['nll']:.4f} and ECE {metrics['ece']:.4f} → "
-            f"{calibrated['ece']:.4f} at temperature {metrics['temperature']:.3f}",
+            f"{calibrated['ece']:.4f} at temperature {metrics['temperature']:.3f}"
+            f"{' with matrix scaling' if metrics['matrix_scaling'] else ''}",
             soft_wrap=True,
         )
         if metrics["matrix_scaling"]:
-            out.print(f"test accuracy with matrix scaling {calibrated['accuracy']:.4f}")
+            out.print(f"test accuracy {calibrated['accuracy']:.4f} with matrix scaling")
+        elif metrics["matrix_scaling"] is False:
+            out.print("no matrix scaling: the validation rows do not speak for one")
     else:
         out.print(f"test RMSE {metrics['rmse']:.6g} · CRPS {metrics['crps']:.6g}", soft_wrap=True)
     out.print(

@@ -20,7 +20,7 @@ from hqde.ensemble.ensemble import BATCH_SIZE, Ensemble
 from hqde.ensemble.evaluation import Evaluation
 from hqde.ensemble.fitting import fit_to_predictions
 from hqde.ensemble.inference import InferencePrecision, ready_for_inference
-from hqde.ensemble.matrix_scaling import MatrixScaling, fit_matrix_scaling
+from hqde.ensemble.matrix_scaling import MatrixScaling, check_can_scale, fit_matrix_scaling
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
 from hqde.ensemble.packed_weights import PackedWeights, pack_weights
@@ -59,6 +59,7 @@ __all__ = [
     "TrimmedMeanCombiner",
     "WeightedVoteCombiner",
     "apply_temperature",
+    "check_can_scale",
     "combiner_settings",
     "compress_ensemble",
     "default_combiner",

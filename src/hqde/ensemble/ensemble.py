@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hqde.data import Normalization, Schema, TargetScale, as_examples
 from hqde.ensemble.artefact import artefact_content, read_artefact, write_artefact
-from hqde.ensemble.calibration import apply_temperature, check_temperature
+from hqde.ensemble.calibration import apply_temperature
+from hqde.ensemble.checking import check_parts
 from hqde.ensemble.combiners import Combiner, MeanCombiner
 from hqde.ensemble.compressing import compress_ensemble
 from hqde.ensemble.evaluation import Evaluation, evaluate_classification, evaluate_regression
@@ -22,7 +23,7 @@ from hqde.ensemble.inputs import check_targets, input_batches, labelled_batches
 from hqde.ensemble.matrix_scaling import MatrixScaling
 from hqde.ensemble.members import Member
 from hqde.ensemble.module import EnsembleModule
-from hqde.ensemble.pooling import FittableCombiner, check_num_members
+from hqde.ensemble.pooling import FittableCombiner
 from hqde.ensemble.prediction import Loss, choose_loss, predict_members
 from hqde.ensemble.regression import pool_normals, split_variance
 from hqde.errors import ArtefactError, ConfigError, PreconditionError
@@ -91,22 +92,7 @@ class Ensemble:
         self.loss: Loss = choose_loss(loss, schema)
         self.metrics: dict[str, Any] = dict(metrics or {})
         self.provenance: dict[str, Any] = dict(provenance or {})
-        ids = [member.member_id for member in self.members]
-        if not ids or len(set(ids)) < len(ids):
-            raise PreconditionError(f"an ensemble needs at least one member and unique ids, got {ids}.")
-        check_temperature(self.temperature)
-        check_num_members(self.combiner, len(ids))
-        if schema.task == "regression" and not self.combiner.pools_normals:
-            raise ConfigError(
-                f"combiner {self.combiner.name!r} is for classes: use 'mean', 'efficiency' or 'entanglement'."
-            )
-        if schema.task == "regression" and self.temperature != 1.0:
-            raise ConfigError(f"a temperature ({self.temperature}) is for classification: leave it at 1.")
-        if matrix_scaling is not None and matrix_scaling.num_classes != schema.num_classes:
-            raise PreconditionError(
-                f"a matrix scaling of {matrix_scaling.num_classes} classes does not fit an ensemble of "
-                f"{schema.num_classes}: fit it anew."
-            )
+        check_parts(self)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -237,17 +223,14 @@ class Ensemble:
 
         Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and OOD examples" (2017).
         """
-        return self.ood_auroc_of(
-            *(self.predict_members(rows, batch_size=batch_size) for rows in (data, outside))
-        )
+        kinds_of_rows = (self.predict_members(rows, batch_size=batch_size) for rows in (data, outside))
+        return self.ood_auroc_of(*kinds_of_rows)
 
     def ood_auroc_of(self, inside_predictions: Tensor, outside_predictions: Tensor) -> dict[str, float]:
         """``ood_auroc`` from predictions at hand, as ``predict_members`` returns them."""
         inside, foreign = map(self.split_uncertainty, (inside_predictions, outside_predictions))
-        return {
-            kind: float(auroc(getattr(foreign, kind), getattr(inside, kind)))
-            for kind in ("total", "epistemic")
-        }
+        kinds = ("total", "epistemic")
+        return {kind: float(auroc(getattr(foreign, kind), getattr(inside, kind))) for kind in kinds}
 
     def evaluate(self, data: Any, *, batch_size: int = BATCH_SIZE) -> Evaluation:
         """Figures on labelled data: the ensemble's, each member's, and their diversity.
@@ -272,29 +255,19 @@ class Ensemble:
         """A new ensemble of the same members, calibrated on held-out rows.
 
         The temperature minimises the NLL of the combined probabilities, and never raises it on these rows.
-
-        Args:
-            validation: labelled rows that no member was trained on.
-            matrix_scaling: follow the temperature up by a matrix scaling, where the rows speak for one. That
-                may change which class comes first.
-            batch_size: rows at once.
+        With ``matrix_scaling`` one follows, where the rows speak for it: which class comes first may change.
 
         Raises:
-            PreconditionError: the ensemble is for regression, or there are no rows; or as in
-                ``fit_matrix_scaling``.
+            PreconditionError: the ensemble is for regression, or there are no rows, or too many classes.
         """
         if self.schema.task == "regression":
             raise PreconditionError("calibration is for classification: skip it for regression.")
         members, targets = self.predict_labelled(validation, batch_size=batch_size)
         return calibrate_to_predictions(self, members, targets, matrix_scaling=matrix_scaling)
 
-    def with_temperature(self, temperature: float) -> Ensemble:
-        """A new ensemble of the same members with another temperature, and without matrix scaling."""
-        return self._with(temperature=temperature, matrix_scaling=None)
-
-    def with_matrix_scaling(self, matrix_scaling: MatrixScaling | None) -> Ensemble:
-        """A new ensemble of the same members and temperature with another matrix scaling, or none."""
-        return self._with(matrix_scaling=matrix_scaling)
+    def with_temperature(self, temperature: float, matrix_scaling: MatrixScaling | None = None) -> Ensemble:
+        """A new ensemble of the same members calibrated otherwise; at 1 alone not at all."""
+        return self._with(temperature=temperature, matrix_scaling=matrix_scaling)
 
     def fit_combiner(
         self,
@@ -312,7 +285,7 @@ class Ensemble:
         )
 
     def with_combiner(self, combiner: Combiner, temperature: float = 1.0) -> Ensemble:
-        """A new ensemble of the same members with another combiner, as it is, and without matrix scaling."""
+        """A new ensemble of the same members with another combiner, as it is; matrix scaling goes."""
         return self._with(combiner=combiner, temperature=temperature, matrix_scaling=None)
 
     def sample(
@@ -366,17 +339,7 @@ class Ensemble:
 
         It shares the members' models. Its state's names are stable: ``members.0.…``, ``input_mean``, ….
         """
-        return EnsembleModule(
-            [member.model for member in self.members],
-            schema=self.schema,
-            normalization=self.normalization,
-            target_scale=self.target_scale,
-            combiner=self.combiner,
-            weights=self.combiner.weights(self.scores),
-            temperature=self.temperature,
-            matrix_scaling=self.matrix_scaling,
-            loss=self.loss,
-        )
+        return EnsembleModule.of(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artefact: a directory of ``manifest.json`` and ``member-000.safetensors``, … .

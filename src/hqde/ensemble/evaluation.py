@@ -31,7 +31,7 @@ class Evaluation:
     """Figures of an ensemble on labelled rows; those that the task does not have are None.
 
     Attributes:
-        accuracy, nll, brier, ece: of the combined probabilities (temperature included); NLL in nats, ECE over
+        accuracy, nll, brier, ece: of the combined probabilities (calibration included); NLL in nats, ECE over
             15 bins. For regression ``nll`` is the Gaussian NLL of the combined mean and variance, in nats.
         rmse, crps: regression, in target units. Models trained on MSE give points, without a variance: their
             ``nll`` is None, and the CRPS of a point is the absolute error.

@@ -61,4 +61,5 @@ def calibrate_to_predictions(
     tempered = ensemble.with_temperature(fit_temperature(probs, targets))
     if not matrix_scaling:
         return tempered
-    return tempered.with_matrix_scaling(fit_matrix_scaling(tempered.calibrated(probs), targets))
+    scaling = fit_matrix_scaling(tempered.calibrated(probs), targets)
+    return ensemble.with_temperature(tempered.temperature, scaling)

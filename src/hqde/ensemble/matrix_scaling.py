@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hqde.data import Splits
 from hqde.ensemble.calibration import log_of
 from hqde.ensemble.cross_validation import folds, simplest
-from hqde.errors import PreconditionError
+from hqde.errors import ConfigError, PreconditionError
 from hqde.metrics.checks import check_probs
 
 # Standard deviation of an entry of the matrix before any row is seen; 0 leaves probabilities as they are.
@@ -32,8 +33,8 @@ class MatrixScaling:
     wrong labels. With W = I/T and b = 0 it is a temperature.
 
     Args:
-        weight: W, (c, c) float64.
-        bias: b, (c,) float64.
+        weight: W, (c, c); kept in float64.
+        bias: b, (c,); likewise.
 
     Raises:
         PreconditionError: shapes that do not fit, or a number that is not finite.
@@ -56,6 +57,8 @@ class MatrixScaling:
                 f"matrix scaling takes a matrix (c, c) and an offset (c,), got {tuple(self.weight.shape)} "
                 f"and {tuple(self.bias.shape)}."
             )
+        for name in ("weight", "bias"):
+            object.__setattr__(self, name, getattr(self, name).detach().cpu().double())
         if not bool(torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all()):
             raise PreconditionError("matrix scaling takes finite numbers, and some are not: fit it anew.")
 
@@ -75,8 +78,36 @@ class MatrixScaling:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``to_dict``."""
-        weight, bias = (torch.tensor(values[key], dtype=torch.float64) for key in ("weight", "bias"))
-        return cls(weight, bias)
+        return cls(*(torch.tensor(values[key], dtype=torch.float64) for key in ("weight", "bias")))
+
+
+def check_can_scale(splits: Splits, *, calibrate: bool) -> None:
+    """Refuse a run that asks for a matrix scaling and cannot fit one.
+
+    Args:
+        splits: its data.
+        calibrate: whether it fits a temperature.
+
+    Raises:
+        ConfigError: no classes or too many, no temperature, or too few validation rows.
+    """
+    classes, rows = splits.schema.num_classes, len(splits.validation)
+    if splits.schema.task != "classification":
+        raise ConfigError("ensemble.matrix_scaling is for classes: switch it off for regression")
+    if not calibrate:
+        raise ConfigError(
+            "ensemble.matrix_scaling follows the temperature: set ensemble.calibrate = true as well"
+        )
+    if classes > MOST_CLASSES:
+        raise ConfigError(
+            f"ensemble.matrix_scaling is for at most {MOST_CLASSES} classes, and there are {classes}; "
+            "switch it off"
+        )
+    if rows < LEAST_ROWS:
+        raise ConfigError(
+            f"ensemble.matrix_scaling needs at least {LEAST_ROWS} validation rows, and there are {rows}; "
+            "hold more out, or switch it off"
+        )
 
 
 def scale_by_matrix(probs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -95,7 +126,8 @@ def fit_matrix_scaling(probs: Tensor, targets: Tensor) -> MatrixScaling | None:
     which is convex. s is the first of 0, 0.03, 0.1, 0.3 and 1 whose NLL on rows that were left out, in five
     folds, is no more than two standard errors above the least; 0 is no matrix at all. Nor is there one if it
     does not put more of these rows right, by two standard errors. So a few rows, or probabilities that are
-    right already, change nothing. Solved by Newton's method; no randomness.
+    right already, change nothing. Solved by Newton's method; no randomness. It takes a second for 1 000 rows
+    of ten classes, and minutes for 10 000 of 200.
 
     Args:
         probs: (n, c) of the combined ensemble, its temperature included; n at least 1, c at most 200. With
@@ -130,7 +162,8 @@ def fit_matrix_scaling(probs: Tensor, targets: Tensor) -> MatrixScaling | None:
 def _cross_validated(logs: Tensor, targets: Tensor) -> Tensor:
     """Logits of each row by each of ``SPREADS``, fitted to the other folds: (5, n, c)."""
     scaled = logs.repeat(len(SPREADS), 1, 1)
-    for kept, left in folds(len(targets)):
+    by_class = targets.argsort(stable=True)  # each fold has its share of every class
+    for kept, left in ((by_class[kept], by_class[left]) for kept, left in folds(len(targets))):
         found: MatrixScaling | None = None
         for place, spread in enumerate(SPREADS[1:], start=1):
             found = _solve(logs[kept], targets[kept], spread, found)

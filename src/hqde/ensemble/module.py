@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from hqde.ensemble.matrix_scaling import MatrixScaling, scale_by_matrix
 from hqde.ensemble.prediction import Loss, interpret_outputs
 from hqde.ensemble.regression import pool_normals
 from hqde.models import call_model
+
+if TYPE_CHECKING:
+    from hqde.ensemble.ensemble import Ensemble
 
 
 class EnsembleModule(nn.Module):
@@ -61,6 +65,21 @@ class EnsembleModule(nn.Module):
         for name, numbers in zip(("scaling_weight", "scaling_bias"), scaling, strict=True):
             self.register_buffer(name, None if numbers is None else numbers.to(torch.float32, copy=True))
         self.eval()
+
+    @classmethod
+    def of(cls, ensemble: Ensemble) -> Self:
+        """What an ensemble is, with its members' own models."""
+        return cls(
+            [member.model for member in ensemble.members],
+            schema=ensemble.schema,
+            normalization=ensemble.normalization,
+            target_scale=ensemble.target_scale,
+            combiner=ensemble.combiner,
+            weights=ensemble.combiner.weights(ensemble.scores),
+            temperature=ensemble.temperature,
+            matrix_scaling=ensemble.matrix_scaling,
+            loss=ensemble.loss,
+        )
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """Probabilities (n, c), or mean and variance (n, 2), for raw inputs (n, …)."""

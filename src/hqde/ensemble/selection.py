@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from hqde.data import as_examples
-from hqde.ensemble.calibration import fit_temperature
 from hqde.ensemble.evaluation import classification_figures
-from hqde.ensemble.fitting import fit_to_predictions
+from hqde.ensemble.fitting import calibrate_to_predictions, fit_to_predictions
 from hqde.ensemble.pooling import FittableCombiner, shares_of
 from hqde.ensemble.quantum_combiners import EntanglementCombiner
 from hqde.errors import PreconditionError
@@ -34,7 +33,7 @@ class SelectedMembers:
     """What `select_members` found.
 
     Attributes:
-        ensemble: the selected members; combiner and temperature are fitted to the selecting rows.
+        ensemble: the selected members; combiner and calibration are fitted to the selecting rows.
         selected: their ids, in the order of the ensemble's members.
         energy: Brier score (mean squared error) of their equal-weight pool on the selecting rows.
         solver: who found the set; ``exact`` says whether every set was looked at.
@@ -63,12 +62,13 @@ def select_members(
     max_bytes: float | None = None,
     max_ms: float | None = None,
     sampler: Any = "auto",
+    matrix_scaling: bool | None = None,
     seed: int = 0,
 ) -> SelectedMembers:
     """The ``size`` members whose equal-weight pool errs least, beside what else one might take.
 
     They are chosen by `hqde.quantum.choose_members` on the selecting rows, to which the combiner and the
-    temperature of every ensemble compared are fitted as well. The figures of the comparison are those on the
+    calibration of every ensemble compared are fitted as well. The figures of the comparison are those on the
     judging rows, which play no part in any of it.
 
     Args:
@@ -80,6 +80,7 @@ def select_members(
         max_ms: milliseconds that the selected members take for a batch of 128 rows, one after the other, as
             measured here and now (`member_latencies_ms`).
         sampler: as for `hqde.quantum.choose_members`.
+        matrix_scaling: calibrate by one too, where the rows speak for it; left out, if the pool has one.
         seed: of the division and of the annealers.
 
     Returns:
@@ -126,10 +127,11 @@ def select_members(
         "greedy": [member for member, count in enumerate(picks) if count],
         "all": range(len(ensemble)),
     }
+    scale = ensemble.matrix_scaling is not None if matrix_scaling is None else matrix_scaling
     comparison, fitted = [], {}
     for name, members in sets.items():
         weights = picks if name == "greedy" else None
-        part = fitted[name] = _fitted(ensemble, members, weights, predictions, targets)
+        part = fitted[name] = _fitted(ensemble, members, weights, predictions, targets, scale)
         comparison.append(
             {
                 "set": name,
@@ -191,6 +193,7 @@ def _fitted(
     weights: Sequence[int] | None,
     predictions: Tensor,
     targets: Tensor,
+    matrix_scaling: bool,
 ) -> Ensemble:
     """Some members with the ensemble's kind of combiner, fitted anew, or as picked."""
     members = list(members)
@@ -199,14 +202,15 @@ def _fitted(
         combiner = replace(combiner, shares=())  # type: ignore[type-var]
     part = ensemble.with_combiner(combiner).select(members)
     if weights is None:
-        return fit_to_predictions(part, combiner, predictions[members], targets)
+        return fit_to_predictions(
+            part, combiner, predictions[members], targets, matrix_scaling=matrix_scaling
+        )
     # A linear pool with given weights, whatever they are called.
     picked = EntanglementCombiner(shares_of([float(weights[m]) for m in members], range(len(members))))
     plain = part.with_combiner(picked)
     if ensemble.schema.task == "regression":
         return plain
-    combined = picked.combine(predictions[members], part.scores)
-    return plain.with_temperature(fit_temperature(combined, targets))
+    return calibrate_to_predictions(plain, predictions[members], targets, matrix_scaling=matrix_scaling)
 
 
 def _score(gram: Tensor, members: Sequence[int], weights: Sequence[int] | None) -> float:

@@ -40,11 +40,12 @@ def tiles(record: RunRecord) -> list[Tile]:
     """The figures to see first: quality on the test split, then what it cost."""
     if record.metrics is None:
         return _unfinished_tiles(record)
-    quality = _regression_quality(record.metrics) if record.task == "regression" else _quality(record.metrics)
+    regression = record.task == "regression"
+    quality = _regression_quality(record.metrics) if regression else _quality(record, record.metrics)
     return [tile for tile in quality + _cost(record, record.metrics) if tile.value != "–"]
 
 
-def _quality(metrics: Document) -> list[Tile]:
+def _quality(record: RunRecord, metrics: Document) -> list[Tile]:
     calibrated = metrics.document("calibrated") or Document("metrics.json", {})
 
     def after(key: str) -> str:
@@ -55,6 +56,8 @@ def _quality(metrics: Document) -> list[Tile]:
     gain = ""
     if accuracy is not None and mean is not None:
         gain = f"mean member {percent(mean)} ({_signed(100 * (accuracy - mean))} points)"
+    if record.matrix_scaled:
+        gain = f"{percent(calibrated.number('accuracy'))} calibrated; {gain}"
     members, disagreement = len(metrics.items("members")), metrics.number("diversity", "disagreement")
     return [
         Tile("accuracy", percent(accuracy), gain),
@@ -141,6 +144,8 @@ def _verdict(record: RunRecord) -> list[str]:
         gain = round(100 * (accuracy - mean), 1)
         than = f"{abs(gain)} points {'more' if gain > 0 else 'fewer'} than" if gain else "as many as"
         words += f", {than} its members do on average"
+    if record.matrix_scaled:
+        words += f"; {percent(metrics.number('calibrated', 'accuracy'))} after matrix scaling"
     return [words + "."]
 
 

@@ -30,7 +30,7 @@ from hqde.data import (
     Splits,
     TargetScale,
 )
-from hqde.ensemble import Combiner, FittableCombiner, MeanCombiner
+from hqde.ensemble import Combiner, FittableCombiner, MeanCombiner, check_can_scale
 from hqde.errors import ConfigError, PreconditionError, did_you_mean
 from hqde.models import ModelSpec
 from hqde.rounds.privacy import Privacy, check_privacy
@@ -163,11 +163,8 @@ class Experiment:
         if self.buffers not in ("average", "local"):
             raise ConfigError(f"buffers must be 'average' or 'local', got {self.buffers!r}")
         calibrates = self.calibrate and self.splits.schema.task == "classification"
-        if self.matrix_scaling and not calibrates:
-            raise ConfigError(
-                "ensemble.matrix_scaling follows the temperature of a classification: "
-                + ("leave ensemble.calibrate on" if not self.calibrate else "switch it off for regression")
-            )
+        if self.matrix_scaling:
+            check_can_scale(self.splits, calibrate=self.calibrate)
         if self.policy.learnt_shares is not None:
             rule = rule_of(self.rule, self.num_workers)
             if rule.counts != "nothing":
@@ -178,15 +175,9 @@ class Experiment:
         judges = self.policy.uses_server_data or self.drop_outliers
         learns = isinstance(self.combiner, FittableCombiner)
         if not len(self.splits.validation) and (self.early_stopping or calibrates or judges or learns):
-            wanting = (
-                "early_stopping"
-                if self.early_stopping
-                else "calibrate"
-                if calibrates
-                else f"combiner '{self.combiner.name}'"
-                if learns
-                else "judging by held-out loss"
-            )
+            wanting = f"combiner '{self.combiner.name}'" if learns else "judging by held-out loss"
+            if self.early_stopping or calibrates:
+                wanting = "early_stopping" if self.early_stopping else "calibrate"
             raise ConfigError(
                 f"{wanting} needs validation rows, and there are none; hold some out, or switch it off"
             )

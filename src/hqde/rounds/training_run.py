@@ -115,7 +115,7 @@ def final_metrics(
     kept = ("accuracy", "nll", "brier", "ece", "rmse", "crps")
     metrics["calibrated"] = {key: calibrated[key] for key in kept}
     metrics["temperature"] = ensemble.temperature
-    metrics["matrix_scaling"] = ensemble.matrix_scaling is not None
+    metrics["matrix_scaling"] = ensemble.matrix_scaling is not None if experiment.matrix_scaling else None
     samples_per_s = totals.worker_samples / totals.train_s if totals.train_s else None
     metrics["train"] = {
         "wall_s": totals.wall_s,

@@ -77,8 +77,7 @@ class HQDESystem:
         groups: what single groups do differently, by their number.
         early_stopping: epochs without improvement of the ensemble's validation loss; 0 trains to the end.
         evaluate_every: epochs between two looks at the validation rows.
-        combiner: how member predictions become one, or its name; ``"auto"`` is what validation rows speak
-            for.
+        combiner: how member predictions become one, or its name; ``"auto"``: what validation rows speak for.
         snapshots: members beside the groups' last weights, ``Snapshots(count=3, join=True)``.
         drop_outliers: leave members out whose loss on validation rows stands out at the end.
         calibrate: fit a temperature on the validation rows at the end.
