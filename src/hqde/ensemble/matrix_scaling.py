@@ -162,7 +162,10 @@ def fit_matrix_scaling(probs: Tensor, targets: Tensor) -> MatrixScaling | None:
 def _cross_validated(logs: Tensor, targets: Tensor) -> Tensor:
     """Logits of each row by each of ``SPREADS``, fitted to the other folds: (5, n, c)."""
     scaled = logs.repeat(len(SPREADS), 1, 1)
-    by_class = targets.argsort(stable=True)  # each fold has its share of every class
+    # Each fold has its share of every class, the first that comes first; numbers of classes play no part.
+    places = torch.arange(len(targets))
+    first = places.new_full((logs.shape[1],), len(targets)).scatter_reduce(0, targets, places, "amin")
+    by_class = first[targets].argsort(stable=True)
     for kept, left in ((by_class[kept], by_class[left]) for kept, left in folds(len(targets))):
         found: MatrixScaling | None = None
         for place, spread in enumerate(SPREADS[1:], start=1):
