@@ -29,10 +29,7 @@ def freed_memory_kept() -> Iterator[None]:
     a small convolutional network. At the end what is unused is given back. May be nested, and used from
     several threads; does nothing where the C library is another.
 
-    The library also gives each thread a heap of its own, in pieces of 64 MiB which large blocks do not fill.
-    From here on threads that begin share one heap for every eight cores, which takes a third off the peak of
-    workers that train side by side. That stays so when this ends. It is not so where ``MALLOC_ARENA_MAX`` is
-    set, nor in a process that has had more than eight heaps before.
+    Threads that begin from here on share heaps (`share_heaps`), and that stays so.
 
     Example:
         >>> import torch
@@ -48,8 +45,7 @@ def freed_memory_kept() -> Iterator[None]:
         _inside += 1
         if _inside == 1:
             _set(KEEP)
-            if "MALLOC_ARENA_MAX" not in os.environ:
-                _set({M_ARENA_MAX: max(1, _num_cores() // CORES_PER_HEAP)})
+            share_heaps()
     try:
         yield
     finally:
@@ -60,8 +56,20 @@ def freed_memory_kept() -> Iterator[None]:
                 _call("malloc_trim", 0)
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def share_heaps() -> None:
+    """From here on threads that begin share one heap for every eight cores.
+
+    The C library of Linux gives each a heap of its own, in pieces of 64 MiB which large blocks do not fill;
+    sharing takes a third off the peak of workers that train side by side. Heaps that threads had before stay
+    in use, so this comes before the first threads; in a process that has had more than eight it does
+    nothing. Whoever sets ``MALLOC_ARENA_MAX`` is obeyed.
+
+    Source: mallopt(3).
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+        _set({M_ARENA_MAX: max(1, cores // CORES_PER_HEAP)})
 
 
 def _set(thresholds: dict[int, int]) -> None:

@@ -13,6 +13,7 @@ from hqde.data.schema import Schema, check_inputs, check_targets, describe_input
 from hqde.data.source import Source, decode_parts
 from hqde.data.splits import Splits, make_splits
 from hqde.errors import ConfigError, DataError
+from hqde.memory import share_heaps
 
 
 def load_splits(
@@ -47,6 +48,7 @@ def load_splits(
     >>> len(splits.train), len(splits.validation), len(splits.test)
     (1294, 144, 359)
     """
+    share_heaps()  # readers have threads
     if task is not None and task not in get_args(Task):
         raise ConfigError(f"task is {task!r}; use 'classification' or 'regression'")
     found = read_source(source, task=cast("Task | None", task), target=target)
