@@ -59,12 +59,17 @@ NO_SPREAD = Diversity(learning_rate_spread=0.0, dropout_spread=0.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a column aggregates with: a rule for f bad workers, a server optimizer, screening."""
+    """What a column aggregates with: a rule for f bad workers, a server optimizer, and screening."""
 
     rule: Callable[[int], Rule]
     server: ServerOptimizer = FedAvg()
     policy: AggregationPolicy = AggregationPolicy()
     calibrate: bool = False  # by temperature and matrix scaling, on the validation rows
+
+
+def caf(num_byzantine: int) -> Rule:
+    """The rule of four settings."""
+    return make_rule("caf", num_byzantine=num_byzantine)
 
 
 SLOW = Momentum(learning_rate=0.2, momentum=0.8)  # a mean over the last rounds' deltas
@@ -91,12 +96,10 @@ SETTINGS: dict[str, Setting] = {
     "nnm_gm": Setting(lambda f: make_rule("geometric_median", num_byzantine=f, mixing=["nnm"])),
     "nnm_gm_m": Setting(lambda f: make_rule("geometric_median", num_byzantine=f, mixing=["nnm"]), SLOW),
     "gm_m": Setting(lambda f: make_rule("geometric_median", num_byzantine=f), SLOW),
-    "caf_m": Setting(lambda f: make_rule("caf", num_byzantine=f), SLOW),
-    "caf_fast": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8)),
-    "bound_caf": Setting(lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8), BOUND),
-    "calibrated": Setting(
-        lambda f: make_rule("caf", num_byzantine=f), Momentum(0.5, 0.8), BOUND, calibrate=True
-    ),
+    "caf_m": Setting(caf, SLOW),
+    "caf_fast": Setting(caf, Momentum(0.5, 0.8)),
+    "bound_caf": Setting(caf, Momentum(0.5, 0.8), BOUND),
+    "calibrated": Setting(caf, Momentum(0.5, 0.8), BOUND, calibrate=True),
     "learnt": Setting(lambda _: Mean(), Momentum(0.5, 0.8), LEARNT),
 }
 
