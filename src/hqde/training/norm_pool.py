@@ -163,7 +163,9 @@ class _Fused(torch.autograd.Function):
         count, height, width, channels = images.shape
         number = count * height * width
         rows = inputs.permute(0, 2, 3, 1).reshape(number, channels)
-        origin = rows[:: -(-number // ROWS_LOOKED_AT)].float().median(dim=0).values.numpy()
+        looked_at = rows[:: -(-number // ROWS_LOOKED_AT)].float().numpy()
+        middle = (len(looked_at) - 1) // 2
+        origin = np.partition(looked_at, middle, axis=0)[middle]
         sums, squares = np.zeros(channels), np.zeros(channels)
         kernels.moments(images.reshape(number, channels), origin, sums, squares)
         mean = sums / number + origin
@@ -174,10 +176,10 @@ class _Fused(torch.autograd.Function):
         size = (count, channels, height // 2, width // 2)
         out = torch.empty(size, dtype=inputs.dtype, memory_format=torch.channels_last)
         narrow = scale.astype(np.float32)
-        chosen = np.empty(_array(out).shape, np.uint8)
-        kernels.pooled(images, narrow, shift.astype(np.float32), _array(out), chosen)
+        chosen, reached = np.empty(_array(out).shape, np.uint8), np.empty_like(_array(out))
+        kernels.pooled(images, narrow, shift.astype(np.float32), _array(out), chosen, reached)
         ctx.save_for_backward(inputs)
-        ctx.chosen = chosen
+        ctx.chosen, ctx.reached = chosen, reached
         ctx.moments = mean, rates, narrow
         found = torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
         ctx.mark_non_differentiable(*found)
@@ -193,7 +195,7 @@ class _Fused(torch.autograd.Function):
         images, channels = _array(inputs), inputs.shape[1]
         gradients = _array(gradient.contiguous(memory_format=torch.channels_last))
         sums, products = np.zeros(channels), np.zeros(channels)
-        kernels.pulls(images, ctx.chosen, gradients, sums, products)
+        kernels.pulls(ctx.chosen, ctx.reached, gradients, sums, products)
         towards = (products - mean * sums) * rates  # of the weight: Σ gradient · normalised input
         number = inputs.numel() // channels
         slope = -scale * rates * towards / number

@@ -71,11 +71,12 @@ def moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
 
 
 @compiled()
-def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any) -> None:
+def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached: Any) -> None:
     """``relu(max over 2 × 2 of (scale · x + shift))``: images ``(n, h, w, c)`` to ``(n, h // 2, w // 2, c)``.
 
     ``chosen``, uint8 of that shape, gets where in its window the largest stands, row by row, the first of
-    equals; 4 where the ReLU lets nothing through.
+    equals; 4 where the ReLU lets nothing through. ``reached``, stored as the images are, gets the number that
+    stands there, so that the way back need not read the images for it.
     """
     count, height, width, channels = out.shape
     zero = np.float32(0.0)
@@ -84,10 +85,10 @@ def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any) -> None:
             for w in range(width):
                 for c in range(channels):
                     factor = scale[c]
-                    first = number(images[n, 2 * h, 2 * w, c]) * factor
-                    second = number(images[n, 2 * h, 2 * w + 1, c]) * factor
-                    third = number(images[n, 2 * h + 1, 2 * w, c]) * factor
-                    fourth = number(images[n, 2 * h + 1, 2 * w + 1, c]) * factor
+                    upper_left, upper_right = images[n, 2 * h, 2 * w, c], images[n, 2 * h, 2 * w + 1, c]
+                    lower_left, lower_right = images[n, 2 * h + 1, 2 * w, c], images[n, 2 * h + 1, 2 * w + 1, c]
+                    first, second = number(upper_left) * factor, number(upper_right) * factor
+                    third, fourth = number(lower_left) * factor, number(lower_right) * factor
                     upper = second if second > first else first
                     lower = fourth if fourth > third else third
                     value = (lower if lower > upper else upper) + shift[c]
@@ -95,12 +96,15 @@ def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any) -> None:
                     below = np.uint8(3) if fourth > third else np.uint8(2)
                     where = below if lower > upper else above
                     chosen[n, h, w, c] = np.uint8(4) if value <= zero else where
+                    over = upper_right if second > first else upper_left
+                    under = lower_right if fourth > third else lower_left
+                    reached[n, h, w, c] = under if lower > upper else over
                     value = zero if value < zero else value  # a NaN is not below 0 and stays one
                     out[n, h, w, c] = stored_like(value, images[n, 0, 0, c])
 
 
 @compiled()
-def pulls(images: Any, chosen: Any, gradients: Any, sums: Any, products: Any) -> None:
+def pulls(chosen: Any, reached: Any, gradients: Any, sums: Any, products: Any) -> None:
     """Sums ``(c,)`` float64 of the gradients that pass the ReLU, and of these times what they reach."""
     count, height, width, channels = chosen.shape
     part, part_of_products = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
@@ -111,15 +115,10 @@ def pulls(images: Any, chosen: Any, gradients: Any, sums: Any, products: Any) ->
         for h in range(height):
             for w in range(width):
                 for c in range(channels):
-                    where = chosen[n, h, w, c]
-                    first, second = number(images[n, 2 * h, 2 * w, c]), number(images[n, 2 * h, 2 * w + 1, c])
-                    third = number(images[n, 2 * h + 1, 2 * w, c])
-                    fourth = number(images[n, 2 * h + 1, 2 * w + 1, c])
-                    above, below = second if where == 1 else first, fourth if where == 3 else third
                     passes = number(gradients[n, h, w, c])
-                    passes = zero if where == 4 else passes
+                    passes = zero if chosen[n, h, w, c] == 4 else passes
                     part[c] += passes
-                    part_of_products[c] += passes * (below if where >= 2 else above)
+                    part_of_products[c] += passes * number(reached[n, h, w, c])
         for c in range(channels):
             sums[c] += np.float64(part[c])
             products[c] += np.float64(part_of_products[c])
