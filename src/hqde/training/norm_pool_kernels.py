@@ -85,10 +85,11 @@ def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached: 
             for w in range(width):
                 for c in range(channels):
                     factor = scale[c]
-                    upper_left, upper_right = images[n, 2 * h, 2 * w, c], images[n, 2 * h, 2 * w + 1, c]
-                    lower_left, lower_right = images[n, 2 * h + 1, 2 * w, c], images[n, 2 * h + 1, 2 * w + 1, c]
-                    first, second = number(upper_left) * factor, number(upper_right) * factor
-                    third, fourth = number(lower_left) * factor, number(lower_right) * factor
+                    stored_first, stored_second = images[n, 2 * h, 2 * w, c], images[n, 2 * h, 2 * w + 1, c]
+                    stored_third = images[n, 2 * h + 1, 2 * w, c]
+                    stored_fourth = images[n, 2 * h + 1, 2 * w + 1, c]
+                    first, second = number(stored_first) * factor, number(stored_second) * factor
+                    third, fourth = number(stored_third) * factor, number(stored_fourth) * factor
                     upper = second if second > first else first
                     lower = fourth if fourth > third else third
                     value = (lower if lower > upper else upper) + shift[c]
@@ -96,8 +97,8 @@ def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached: 
                     below = np.uint8(3) if fourth > third else np.uint8(2)
                     where = below if lower > upper else above
                     chosen[n, h, w, c] = np.uint8(4) if value <= zero else where
-                    over = upper_right if second > first else upper_left
-                    under = lower_right if fourth > third else lower_left
+                    over = stored_second if second > first else stored_first
+                    under = stored_fourth if fourth > third else stored_third
                     reached[n, h, w, c] = under if lower > upper else over
                     value = zero if value < zero else value  # a NaN is not below 0 and stays one
                     out[n, h, w, c] = stored_like(value, images[n, 0, 0, c])
