@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 from torch.nn import functional
 
 from hqde.models import called_once, flows_alike, halves
@@ -19,10 +20,9 @@ from hqde.models import called_once, flows_alike, halves
 # With more torch threads than this PyTorch's own operations, which use them all, are as fast.
 MOST_THREADS = 4
 
-# Sums are taken around the median of so many pixels: near the mean, however far some numbers are out.
-ROWS_LOOKED_AT = 64
-
 Array = npt.NDArray[Any]
+Settings = tuple[tuple[Array, Array], float, float, bool]
+"""Running mean and variance, ε, momentum, and whether to write over the inputs."""
 
 
 class NormPoolReLU(nn.BatchNorm2d):
@@ -35,6 +35,8 @@ class NormPoolReLU(nn.BatchNorm2d):
 
     Args:
         norm: its parameters and buffers are shared.
+        own_inputs: nobody else reads the inputs, before or after. The way back then writes over them: a
+            second one through the same graph (``retain_graph=True``) is an error.
 
     Example:
         >>> layer = NormPoolReLU(nn.BatchNorm2d(3))
@@ -42,8 +44,9 @@ class NormPoolReLU(nn.BatchNorm2d):
         torch.Size([2, 3, 2, 2])
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, *, own_inputs: bool = False) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
+        self.own_inputs = own_inputs
         for name in ("weight", "bias"):
             setattr(self, name, getattr(norm, name))
         for name, buffer in norm.named_buffers(recurse=False):
@@ -54,28 +57,40 @@ class NormPoolReLU(nn.BatchNorm2d):
         """Images ``(n, c, h, w)`` to ``(n, c, h // 2, w // 2)``."""
         if not self.training or not _applies(inputs):
             return functional.relu(functional.max_pool2d(super().forward(inputs), 2))
-        found: tuple[Tensor, Tensor, Tensor] = _Fused.apply(inputs, self.weight, self.bias, self.eps)
-        out, mean, variance = found
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        count = inputs.numel() // inputs.shape[1]
+        running = self.running_mean.numpy(), self.running_var.numpy()
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        settings = running, self.eps, self.momentum, self.own_inputs
+        out: Tensor = _Fused.apply(inputs, self.weight, self.bias, settings)
         return out
 
 
-def norm_pools(model: nn.Module) -> list[tuple[str, str, str]]:
+class NormPool(NamedTuple):
+    """Three layers that a ``NormPoolReLU`` can take the place of.
+
+    Attributes:
+        norm: name of the ``BatchNorm2d``.
+        others: names of the two after it.
+        own_inputs: a convolution computes its inputs, for nobody else.
+    """
+
+    norm: str
+    others: tuple[str, str]
+    own_inputs: bool
+
+
+def norm_pools(model: nn.Module) -> list[NormPool]:
     """Where a model does what a ``NormPoolReLU`` does, in three layers, and nobody looks in between.
 
     That is a ``BatchNorm2d`` and then, in either order, a ``ReLU`` and a ``MaxPool2d(2)``. A model that has
     such layers is copied and traced, which runs its code on stand-ins for values.
 
     Returns:
-        the names of the three, in order; none where ``torch.fx`` cannot trace the model, or where it would do
+        the layers, in order; none where ``torch.fx`` cannot trace the model, or where it would do
         something else with other layers in these places.
     """
     if not {nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU} <= {type(layer) for layer in model.modules()}:
@@ -92,16 +107,23 @@ def norm_pools(model: nn.Module) -> list[tuple[str, str, str]]:
     return found if found and alike else []
 
 
-def _in_a_row(layers: dict[fx.Node, nn.Module]) -> list[tuple[str, str, str]]:
+def _in_a_row(layers: dict[fx.Node, nn.Module]) -> list[NormPool]:
     found = []
     for node, norm in layers.items():
         after = list(islice(_only_users(node), 2))
         if isinstance(norm, nn.BatchNorm2d) and _can_be_fused(norm) and _halve_and_rectify(after, layers):
-            found.append((str(node.target), str(after[0].target), str(after[1].target)))
+            others = str(after[0].target), str(after[1].target)
+            found.append(NormPool(str(node.target), others, _is_only_user(node, layers)))
     return found
 
 
-def fuse_norm_pools(model: nn.Module, found: list[tuple[str, str, str]]) -> None:
+def _is_only_user(node: fx.Node, layers: dict[fx.Node, nn.Module]) -> bool:
+    """Whether a layer is called with what a convolution computes for it alone, which keeps no output."""
+    before = node.args[0]
+    return isinstance(before, fx.Node) and type(layers.get(before)) is nn.Conv2d and len(before.users) == 1
+
+
+def fuse_norm_pools(model: nn.Module, found: list[NormPool]) -> None:
     """Put a ``NormPoolReLU`` in place of the layers found; parameters and buffers keep their names.
 
     Example:
@@ -110,11 +132,11 @@ def fuse_norm_pools(model: nn.Module, found: list[tuple[str, str, str]]) -> None
         >>> [type(layer).__name__ for layer in model]
         ['NormPoolReLU', 'Identity', 'Identity']
     """
-    for name, *after in found:
+    for name, others, own_inputs in found:
         norm = model.get_submodule(name)
         assert isinstance(norm, nn.BatchNorm2d)
-        model.set_submodule(name, NormPoolReLU(norm))
-        for other in after:
+        model.set_submodule(name, NormPoolReLU(norm, own_inputs=own_inputs))
+        for other in others:
             model.set_submodule(other, nn.Identity())
 
 
@@ -154,56 +176,38 @@ def _applies(inputs: Tensor) -> bool:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, settings: Settings) -> Tensor:
         from hqde.training import norm_pool_kernels as kernels  # numba takes a second to import
 
-        images = _array(inputs)
-        count, height, width, channels = images.shape
-        number = count * height * width
-        rows = inputs.permute(0, 2, 3, 1).reshape(number, channels)
-        looked_at = rows[:: -(-number // ROWS_LOOKED_AT)].float().numpy()
-        middle = (len(looked_at) - 1) // 2
-        origin = np.partition(looked_at, middle, axis=0)[middle]
-        sums, squares = np.zeros(channels), np.zeros(channels)
-        kernels.moments(images.reshape(number, channels), origin, sums, squares)
-        mean = sums / number + origin
-        variance = np.maximum(squares / number - (sums / number) ** 2, 0.0)
-        rates = 1.0 / np.sqrt(variance + eps)
-        scale = weight.detach().double().numpy() * rates
-        shift = bias.detach().double().numpy() - mean * scale
+        running, eps, momentum, ctx.own_inputs = settings
+        count, channels, height, width = inputs.shape
         size = (count, channels, height // 2, width // 2)
         out = torch.empty(size, dtype=inputs.dtype, memory_format=torch.channels_last)
-        narrow = scale.astype(np.float32)
-        chosen, reached = np.empty(_array(out).shape, np.uint8), np.empty_like(_array(out))
-        kernels.pooled(images, narrow, shift.astype(np.float32), _array(out), chosen, reached)
-        ctx.save_for_backward(inputs)
-        ctx.chosen, ctx.reached = chosen, reached
-        ctx.moments = mean, rates, narrow
-        found = torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
-        ctx.mark_non_differentiable(*found)
-        return out, *found
+        found, numbers = _array(out), np.empty((2, channels))
+        chosen, reached = np.empty(found.shape, np.uint8), np.empty_like(found)
+        learnt = weight.detach().numpy(), bias.detach().numpy()
+        kernels.normalised(_array(inputs), learnt, running, eps, momentum, numbers, found, chosen, reached)
+        ctx.save_for_backward(inputs, weight, bias)
+        ctx.kept = numbers, chosen, reached
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         from hqde.training import norm_pool_kernels as kernels
 
-        (inputs,) = ctx.saved_tensors
-        mean, rates, scale = ctx.moments
-        images, channels = _array(inputs), inputs.shape[1]
+        inputs, weight, bias = ctx.saved_tensors
+        if ctx.own_inputs:
+            increment_version(inputs)  # whoever reads it after all is told
+            found = inputs.detach()
+        else:
+            found = inputs.clone()
+        learnt = weight.detach().numpy(), bias.detach().numpy()
+        to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
+        towards = to_weight.numpy(), to_bias.numpy()
         gradients = _array(gradient.contiguous(memory_format=torch.channels_last))
-        sums, products = np.zeros(channels), np.zeros(channels)
-        kernels.pulls(ctx.chosen, ctx.reached, gradients, sums, products)
-        towards = (products - mean * sums) * rates  # of the weight: Σ gradient · normalised input
-        number = inputs.numel() // channels
-        slope = -scale * rates * towards / number
-        constant = -scale * sums / number - slope * mean
-        found = torch.empty_like(inputs)
-        rounded = constant.astype(np.float32), slope.astype(np.float32)
-        kernels.pushed_back(images, ctx.chosen, gradients, scale, *rounded, _array(found))
-        return found, torch.from_numpy(towards).float(), torch.from_numpy(sums).float(), None
+        kernels.sent_back(_array(found), learnt, *ctx.kept, gradients, towards)
+        return found, to_weight, to_bias, None
 
 
 def _array(images: Tensor) -> Array:

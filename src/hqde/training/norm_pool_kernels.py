@@ -17,6 +17,9 @@ from hqde.compiling import compiled
 
 ROWS_AT_ONCE = 512  # summed in float32 before they join the total in float64
 
+# Sums are taken around the median of so many pixels: near the mean, however far some numbers are out.
+ROWS_LOOKED_AT = 64
+
 
 def number(stored: Any) -> Any:
     """What is stored, as float32."""
@@ -53,7 +56,105 @@ def _stored_like(value: Any, like: Any) -> Any:  # noqa: ARG001
 
 
 @compiled()
-def moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
+def normalised(
+    images: Any,
+    learnt: Any,
+    running: Any,
+    eps: float,
+    momentum: float,
+    numbers: Any,
+    out: Any,
+    chosen: Any,
+    reached: Any,
+) -> None:
+    """``relu(max over 2 × 2 of batch_norm(x))``: images ``(n, h, w, c)`` to ``(n, h // 2, w // 2, c)``.
+
+    Args:
+        images: as they are stored.
+        learnt: scale and shift ``(c,)``.
+        running: mean and variance ``(c,)``, moved on by ``momentum``.
+        eps: added to variances.
+        momentum: the share of this batch in the running statistics.
+        numbers: ``(2, c)`` float64, gets the mean and 1 / √(variance + eps).
+        out: stored as the images are.
+        chosen: uint8, where in its window the largest stands, row by row, the first of equals; 4 where the
+            ReLU lets nothing through.
+        reached: stored as the images are, the number that stands there, so that the way back need not read
+            the images for it.
+    """
+    number_of, height, width, channels = images.shape
+    count = number_of * height * width
+    rows = images.reshape(count, channels)
+    origin = _medians(rows)
+    sums, squares = np.zeros(channels), np.zeros(channels)
+    _moments(rows, origin, sums, squares)
+    scale, shift = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    for c in range(channels):
+        away = sums[c] / count
+        mean, variance = away + origin[c], squares[c] / count - away * away
+        variance = 0.0 if variance < 0.0 else variance  # a NaN stays
+        rate = 1.0 / np.sqrt(variance + eps)
+        numbers[0, c], numbers[1, c] = mean, rate
+        scale[c], shift[c] = learnt[0][c] * rate, learnt[1][c] - mean * learnt[0][c] * rate
+        running[0][c] += momentum * (mean - running[0][c])
+        running[1][c] += momentum * (variance * count / (count - 1) - running[1][c])
+    _pooled(images, scale, shift, out, chosen, reached)
+
+
+@compiled()
+def sent_back(
+    images: Any, learnt: Any, numbers: Any, chosen: Any, reached: Any, gradients: Any, towards: Any
+) -> None:
+    """The gradients of ``normalised``, those of the images in their place.
+
+    Args:
+        images: the same; what they hold is lost.
+        learnt, numbers, chosen, reached: as it left them.
+        gradients: of what it gave.
+        towards: scale and shift ``(c,)``, get their gradients.
+    """
+    number_of, height, width, channels = images.shape
+    count = number_of * height * width
+    sums, products = np.zeros(channels), np.zeros(channels)
+    _pulls(chosen, reached, gradients, sums, products)
+    scale = np.empty(channels, np.float32)
+    slope, constant = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    for c in range(channels):
+        mean, rate = numbers[0, c], numbers[1, c]
+        standard = (products[c] - mean * sums[c]) * rate  # Σ gradient · normalised input
+        towards[0][c], towards[1][c] = standard, sums[c]
+        scale[c] = learnt[0][c] * rate
+        steepness = -scale[c] * rate * standard / count
+        slope[c], constant[c] = steepness, -scale[c] * sums[c] / count - steepness * mean
+    _pushed_back(images, chosen, gradients, scale, constant, slope)
+
+
+@compiled()
+def _medians(rows: Any) -> Any:
+    """The lower median ``(c,)`` of about ``ROWS_LOOKED_AT`` numbers of each column of ``(n, c)``."""
+    every = -(-len(rows) // ROWS_LOOKED_AT)
+    looked_at, channels = -(-len(rows) // every), rows.shape[1]
+    values = np.empty((looked_at, channels), np.float32)
+    for row in range(looked_at):
+        for c in range(channels):
+            values[row, c] = number(rows[row * every, c])
+    middle = (looked_at - 1) // 2
+    found = np.zeros(channels, np.float32)
+    below, up_to = np.empty(channels, np.int32), np.empty(channels, np.int32)
+    for row in range(looked_at):
+        below[:] = 0
+        up_to[:] = 0
+        for other in range(looked_at):
+            for c in range(channels):
+                below[c] += np.int32(values[other, c] < values[row, c])
+                up_to[c] += np.int32(values[other, c] <= values[row, c])
+        for c in range(channels):
+            found[c] = values[row, c] if below[c] <= middle < up_to[c] else found[c]
+    return found
+
+
+@compiled()
+def _moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
     """Sums ``(c,)`` float64 of numbers minus ``origin (c,)``, and of their squares, over rows ``(n, c)``."""
     count, channels = rows.shape
     part, part_of_squares = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
@@ -71,13 +172,8 @@ def moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
 
 
 @compiled()
-def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached: Any) -> None:
-    """``relu(max over 2 × 2 of (scale · x + shift))``: images ``(n, h, w, c)`` to ``(n, h // 2, w // 2, c)``.
-
-    ``chosen``, uint8 of that shape, gets where in its window the largest stands, row by row, the first of
-    equals; 4 where the ReLU lets nothing through. ``reached``, stored as the images are, gets the number that
-    stands there, so that the way back need not read the images for it.
-    """
+def _pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached: Any) -> None:
+    """``relu(max over 2 × 2 of (scale · x + shift))``; arguments as for ``normalised``."""
     count, height, width, channels = out.shape
     zero = np.float32(0.0)
     for n in range(count):
@@ -105,7 +201,7 @@ def pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached: 
 
 
 @compiled()
-def pulls(chosen: Any, reached: Any, gradients: Any, sums: Any, products: Any) -> None:
+def _pulls(chosen: Any, reached: Any, gradients: Any, sums: Any, products: Any) -> None:
     """Sums ``(c,)`` float64 of the gradients that pass the ReLU, and of these times what they reach."""
     count, height, width, channels = chosen.shape
     part, part_of_products = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
@@ -126,10 +222,8 @@ def pulls(chosen: Any, reached: Any, gradients: Any, sums: Any, products: Any) -
 
 
 @compiled()
-def pushed_back(
-    images: Any, chosen: Any, gradients: Any, scale: Any, constant: Any, slope: Any, found: Any
-) -> None:
-    """Gradients of the images: ``constant + slope · x``, and what comes back to the largest of each 2 × 2."""
+def _pushed_back(images: Any, chosen: Any, gradients: Any, scale: Any, constant: Any, slope: Any) -> None:
+    """Put ``constant + slope · x``, and what comes back to the largest of each 2 × 2, in place of each x."""
     count, height, width, channels = chosen.shape
     zero = np.float32(0.0)
     for n in range(count):
@@ -140,11 +234,13 @@ def pushed_back(
                     for c in range(channels):
                         back = number(gradients[n, h, w, c]) * scale[c]
                         back = back if chosen[n, h, w, c] == place else zero
-                        value = constant[c] + slope[c] * number(images[n, row, column, c]) + back
-                        found[n, row, column, c] = stored_like(value, images[n, 0, 0, c])
+                        stored = images[n, row, column, c]
+                        images[n, row, column, c] = stored_like(
+                            constant[c] + slope[c] * number(stored) + back, stored
+                        )
     for n in range(count):  # what no window covers: the last row and column of odd sides
         for h in range(images.shape[1]):
             for w in range(0 if h >= 2 * height else 2 * width, images.shape[2]):
                 for c in range(channels):
-                    value = constant[c] + slope[c] * number(images[n, h, w, c])
-                    found[n, h, w, c] = stored_like(value, images[n, 0, 0, c])
+                    stored = images[n, h, w, c]
+                    images[n, h, w, c] = stored_like(constant[c] + slope[c] * number(stored), stored)
