@@ -2,7 +2,7 @@
 
 from hqde.models.calling import ModelInputs, call_model
 from hqde.models.cnn import CNN
-from hqde.models.dropout import Dropout, draw_dropout_from, draw_mask, set_mask_source
+from hqde.models.dropout import Dropout, draw_dropout_from, draw_mask, scaled_mask, set_mask_source
 from hqde.models.max_pool import HalvingMaxPool, halves
 from hqde.models.mlp import MLP
 from hqde.models.normalization import NORMS
@@ -31,5 +31,6 @@ __all__ = [
     "halves",
     "is_hooked",
     "model_spec",
+    "scaled_mask",
     "set_mask_source",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,6 +14,8 @@ from hqde.errors import PreconditionError
 from hqde.models.arguments import check_dropout_rate
 
 LEVELS = 2**16
+
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class Dropout(nn.Dropout):
@@ -69,8 +72,27 @@ def draw_mask(rate: float, shape: Sequence[int], dtype: torch.dtype, generator: 
     # Four draws of 16 bits from each of 64: half the time of drawing one by one.
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
     words.random_(-(2**63), None, generator=generator)
-    kept = words.view(torch.int16)[:count].view(tuple(shape)) >= dropped - LEVELS // 2
-    return kept.to(dtype).mul_(LEVELS / (LEVELS - dropped))
+    limit = torch.tensor(dropped - LEVELS // 2, dtype=torch.int16)
+    scale = torch.tensor(LEVELS / (LEVELS - dropped))
+    return scaled_mask(words.view(torch.int16)[:count].view(tuple(shape)), limit, scale, dtype)
+
+
+def scaled_mask(draws: Tensor, limit: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``scale`` where draws reach their limit, else 0.
+
+    Args:
+        draws: int16, of any shape.
+        limit, scale: int16 and float32, of shapes that broadcast; single ones may be on the CPU.
+        dtype: of the mask.
+
+    >>> scaled_mask(torch.tensor([1, 5], dtype=torch.int16), torch.tensor(3), torch.tensor(2.0), torch.float32)
+    tensor([0., 2.])
+    """
+    if draws.device.type != "cpu" or dtype not in _BITS:
+        return (draws >= limit).to(dtype).mul_(scale.to(dtype))
+    bits = scale.to(dtype).view(_BITS[dtype]).numpy()
+    kept = (draws.numpy() >= limit.numpy()).view(np.uint8)
+    return torch.from_numpy(np.multiply(kept, bits, dtype=bits.dtype)).view(dtype)  # a tenth of the time
 
 
 def draw_dropout_from(generator: torch.Generator, model: nn.Module) -> None:

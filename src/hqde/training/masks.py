@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hqde.errors import PreconditionError
-from hqde.models import Dropout, set_mask_source
+from hqde.models import Dropout, scaled_mask, set_mask_source
 from hqde.models.dropout import LEVELS
 
 
@@ -81,8 +81,8 @@ class MaskPlan:
         masks = []
         for place, (call, first) in enumerate(zip(self.calls, draws.firsts, strict=True)):
             count, words = rows * prod(call.shape), draws.words.view(torch.int16)
-            limits, scales = draws.limits[:, place].contiguous(), draws.scales[:, place].contiguous()
-            mask = _mask(words, first, limits, scales, count, call.dtype)
+            limits, scales = draws.limits[:, place : place + 1], draws.scales[:, place : place + 1]
+            mask = scaled_mask(words[:, first : first + count], limits, scales, call.dtype)
             masks.append(mask.view(len(generators), rows, *call.shape))
         return tuple(masks)
 
@@ -106,18 +106,6 @@ class MaskPlan:
         scales = LEVELS / (LEVELS - torch.tensor(dropped, dtype=torch.float64, device=device))
         firsts = tuple(accumulate((4 * count for count in words[:-1]), initial=0)) if words else ()
         return Draws(layers, drawn, firsts, limits.to(torch.int16), scales.float())
-
-
-def _mask(words: Tensor, first: int, limit: Tensor, scale: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """``(w, count)``: each worker's scale where the draws from ``first`` on reach its limit, else 0."""
-    if words.device.type == "cpu" and dtype == torch.float32:
-        from hqde.training import mask_kernels as kernels  # numba takes half a second to import
-
-        found = torch.empty(len(words), count)
-        kernels.masks(words.numpy(), first, limit.numpy(), scale.numpy(), found.numpy())
-        return found
-    kept = words[:, first : first + count] >= limit.unsqueeze(1)
-    return kept.to(dtype).mul_(scale.unsqueeze(1).to(dtype))
 
 
 def plan_masks(
