@@ -17,6 +17,7 @@ from hqde.planning import Candidate, PlanCache, Probe, RunPlanner, candidates_fo
 from hqde.planning import cache as caching
 from hqde.planning import plan as planning
 from hqde.planning.cache import plan_key
+from hqde.planning.probing import epoch_seconds
 from hqde.rounds import GroupSettings, Privacy
 from hqde.testing import small_experiment
 from hqde.topology import Topology
@@ -61,6 +62,7 @@ def planner_of(monkeypatch, *probes, cache=None):
     told = {found.candidate: found for found in probes}
     monkeypatch.setattr(planning, "candidates_for", lambda *_, **__: tuple(told))
     monkeypatch.setattr(planning, "probe", lambda candidate, _: told[candidate])
+    monkeypatch.setattr(planning, "REHEARSED_S", 0.0)
     return RunPlanner(cache)
 
 
@@ -108,6 +110,89 @@ def test_the_quickest_is_taken(monkeypatch):
     rows = len(experiment().splits.train)
     assert plan.seconds == pytest.approx((2 * 4 * rows / 100, 2 * 4 * rows / 300))
     assert plan.predicted_s == plan.seconds[1]
+
+
+def test_those_near_the_quickest_are_tried_again_and_the_one_in_the_middle_counts(monkeypatch):
+    far = Candidate("local", 1, 1, "fp32")
+    rates = {SLOW: [100.0, 100.0, 99.0], QUICK: [90.0, 140.0, 120.0], far: [50.0]}
+    planner = planner_of(monkeypatch, *(Probe(way, 1.0, None, (0.7,)) for way in rates))
+    turns = []
+
+    def tried(candidate, _):
+        turns.append(candidate)
+        rate = rates[candidate][turns.count(candidate) - 1]
+        return Probe(candidate, rate, None, (0.7,), rss_bytes=len(turns))
+
+    monkeypatch.setattr(planning, "probe", tried)
+    plan = planner.plan(experiment())
+    assert turns == [SLOW, QUICK, far, SLOW, QUICK, SLOW, QUICK]
+    assert [found.samples_per_s for found in plan.probes] == [100.0, 120.0, 50.0]
+    assert plan.probes[1].rss_bytes == 7, "the most that any of them took"
+    assert plan.chosen == QUICK
+
+
+def test_one_that_fails_when_it_is_tried_again_is_not_taken(monkeypatch):
+    planner = planner_of(monkeypatch, Probe(SLOW, 1.0, None, (0.7,)), Probe(QUICK, 1.0, None, (0.7,)))
+    turns = []
+
+    def tried(candidate, _):
+        turns.append(candidate)
+        if candidate == QUICK and turns.count(QUICK) == 2:
+            return Probe(QUICK, None, problem="out of memory: MemoryError")
+        return Probe(candidate, 110.0 if candidate == QUICK else 100.0, None, (0.7,))
+
+    monkeypatch.setattr(planning, "probe", tried)
+    plan = planner.plan(experiment())
+    assert plan.chosen == SLOW
+    assert plan.notes == (f"{QUICK.name}: out of memory: MemoryError; {SLOW.name} is taken",)
+
+
+def test_short_epochs_are_trained_whole_and_what_rounds_take_beside_steps_counts(monkeypatch):
+    rows = len(experiment().splits.train)
+    quick = Probe(QUICK, 40.0 * rows, None, (0.7,))
+    planner = planner_of(monkeypatch, quick)
+    monkeypatch.setattr(planning, "REHEARSED_S", 10.0)
+    asked = []
+
+    def took(candidate, _, epochs):
+        asked.append((candidate, epochs))
+        return [5.0, 0.1 + 0.06]  # two workers in a row in each lane, 0.05 s each
+
+    monkeypatch.setattr(planning, "epoch_seconds", took)
+    plan = planner.plan(experiment(epochs=2))
+    assert asked == [(QUICK, 2)]
+    assert plan.probes[0].round_s == pytest.approx(0.03)
+    assert plan.predicted_s == pytest.approx(2 * 0.16)
+
+
+def test_epochs_are_timed_and_no_more_trained_than_that(monkeypatch):
+    closed = []
+    close = LocalBackend.close
+    monkeypatch.setattr(LocalBackend, "close", lambda self: (closed.append(1), close(self)))
+    setting = experiment(epochs=4)
+    trained = []
+    train = LocalBackend.train
+    monkeypatch.setattr(
+        LocalBackend,
+        "train",
+        lambda self, orders, **named: (trained.append(orders[0].epoch), train(self, orders, **named))[1],
+    )
+    seconds = epoch_seconds(QUICK, setting, 3)
+    assert len(seconds) == 3
+    assert min(seconds) > 0
+    assert trained == [1, 2, 3]
+    assert closed
+
+
+def test_a_run_that_fails_in_its_first_epochs_is_said_to(monkeypatch):
+    def fails(*_):
+        raise WorkerError("all 4 workers failed")
+
+    planner = planner_of(monkeypatch, Probe(SLOW, 1e9, None, (0.7,)))
+    monkeypatch.setattr(planning, "REHEARSED_S", 10.0)
+    monkeypatch.setattr(planning, "epoch_seconds", fails)
+    with pytest.raises(WorkerError, match="no way to train this was found: all 4 workers failed"):
+        planner.plan(experiment())
 
 
 def test_a_private_run_takes_the_time_of_those_who_take_part(monkeypatch):

@@ -85,7 +85,8 @@ def scaled_mask(draws: Tensor, limit: Tensor, scale: Tensor, dtype: torch.dtype)
         limit, scale: int16 and float32, of shapes that broadcast; single ones may be on the CPU.
         dtype: of the mask.
 
-    >>> scaled_mask(torch.tensor([1, 5], dtype=torch.int16), torch.tensor(3), torch.tensor(2.0), torch.float32)
+    >>> draws = torch.tensor([1, 5], dtype=torch.int16)
+    >>> scaled_mask(draws, torch.tensor(3), torch.tensor(2.0), torch.float32)
     tensor([0., 2.])
     """
     if draws.device.type != "cpu" or dtype not in _BITS:

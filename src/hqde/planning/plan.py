@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from hqde.errors import WorkerError
+from hqde.errors import HqdeError, WorkerError
 from hqde.planning.cache import PlanCache, plan_key
 from hqde.planning.candidates import Candidate, candidates_for
-from hqde.planning.probing import Probe, probe
+from hqde.planning.probing import Probe, epoch_seconds, probe
 from hqde.rounds import Experiment, Privacy
 from hqde.seeding import generator
 from hqde.training import Precision
 
 # How far a loss after a few steps may lie from that of the plainest way: rounding grows with the steps.
 TOLERANCE = {"fp32": 1e-3, "bf16-mixed": 0.05, "fp16-mixed": 0.05}
+
+# Those that are so near the quickest, in predicted seconds, are tried again so often, in turns.
+NEAR = 1.3
+TURNS = 2
+
+# If so many epochs take no more seconds than this, they are trained whole.
+REHEARSED_EPOCHS = 5
+REHEARSED_S = 2.0
 
 # Rounds that are looked at for the mean time of one, where chance says who takes part.
 NUM_DRAWS = 500
@@ -97,7 +106,9 @@ class RunPlanner:
         known = None if self._cache is None else self._cache.load(key)
         probes = known
         if probes is None:
-            probes = _agreeing(self._probed(experiment, on_probe))
+            say = on_probe or (lambda _: None)
+            probes = _agreeing(self._probed(experiment, say))
+            probes = self._run_off(probes, experiment, say)
             if self._cache is not None:
                 self._cache.store(key, probes)
         problem = "" if self._cache is None else self._cache.problem
@@ -112,50 +123,106 @@ class RunPlanner:
             probes, chosen, seconds, known is not None, (*([problem] if problem else []), *notes)
         )
 
-    def _probed(self, experiment: Experiment, on_probe: Callable[[Probe], None] | None) -> list[Probe]:
+    def _probed(self, experiment: Experiment, on_probe: Callable[[Probe], None]) -> list[Probe]:
         found = []
         for candidate in candidates_for(experiment, precisions=self._precisions):
             found.append(probe(candidate, experiment))
-            if on_probe is not None:
-                on_probe(found[-1])
+            on_probe(found[-1])
         return found
 
+    def _run_off(
+        self, probes: Sequence[Probe], experiment: Experiment, on_probe: Callable[[Probe], None]
+    ) -> tuple[Probe, ...]:
+        """Each one's probe, of those near the quickest a better one.
 
-def predict_s(found: Probe, experiment: Experiment) -> float | None:
-    """Seconds that the rounds of a run take, by a probe: training, and looks at the validation rows."""
+        These are tried again, because the machine is not always equally quick, and the one in the middle
+        counts. Where an epoch is short, the first ones are then trained whole.
+        """
+        seconds = [predict_s(found, experiment) for found in probes]
+        able = [s for s in seconds if s is not None]
+        tries = {i: [probes[i]] for i, s in enumerate(seconds) if s is not None and s <= NEAR * min(able)}
+        for _ in range(TURNS if len(tries) > 1 else 0):
+            for found in tries.values():
+                found.append(probe(found[0].candidate, experiment))
+                on_probe(found[-1])
+        better = {i: _rehearsed(_middle(found, experiment), experiment) for i, found in tries.items()}
+        return tuple(better.get(i, found) for i, found in enumerate(probes))
+
+
+def _middle(tries: Sequence[Probe], experiment: Experiment) -> Probe:
+    """The one with the median prediction; one that failed, if any did."""
+    failed = [found for found in tries if found.problem]
+    if failed:
+        return failed[0]
+    middle = sorted(tries, key=lambda found: predict_s(found, experiment) or 0.0)[len(tries) // 2]
+    return replace(middle, rss_bytes=max(found.rss_bytes for found in tries))  # later ones find memory there
+
+
+def _rehearsed(found: Probe, experiment: Experiment) -> Probe:
+    """With what rounds take beside their steps in the run itself, if its first epochs are short."""
+    epochs = min(REHEARSED_EPOCHS, experiment.epochs)
+    predicted = predict_s(found, experiment, epochs)
+    if predicted is None or predicted > REHEARSED_S:
+        return found
+    try:
+        took = epoch_seconds(found.candidate, experiment, epochs)
+    except HqdeError as error:
+        return replace(found, problem=str(error))
+    first = predict_s(found, experiment, 1) or 0.0
+    # What is done once is done in the first epoch.
+    more = sum(took) - predicted if epochs == 1 else sum(took[1:]) - (predicted - first)
+    rounds = sum(plan.epoch <= epochs and (plan.epoch > 1 or epochs == 1) for plan in experiment.plan())
+    in_a_row = makespan([1.0] * experiment.num_workers, _lanes(found))
+    return replace(found, round_s=max(0.0, found.round_s + more / rounds / in_a_row))
+
+
+def predict_s(found: Probe, experiment: Experiment, epochs: int | None = None) -> float | None:
+    """Seconds that the rounds of a run take, by a probe: training, and looks at the validation rows.
+
+    Args:
+        found: of a candidate.
+        experiment: the run.
+        epochs: only the first ones.
+    """
     if found.samples_per_s is None or found.problem:
         return None
-    # Stacks of any size go at one speed; of single workers the last may be alone.
-    lanes = 1 if found.candidate.backend == "vectorised" else found.candidate.lanes
+    lanes = _lanes(found)
     per_lane = found.samples_per_s / min(lanes, experiment.num_workers)
-    sizes = {worker: len(shard) for worker, shard in experiment.shards(experiment.epochs).items()}
+    rounds = Counter(plan.epoch for plan in experiment.plan())
     whole: dict[int, float] = {}
-    total = 0.0
-    for epoch in range(1, experiment.epochs + 1):
+    total, last = 0.0, experiment.epochs if epochs is None else epochs
+    for epoch in range(1, last + 1):
         active = experiment.active_workers(epoch)
         if active not in whole:
-            few = list(experiment.shards(epoch).values()) if active < experiment.num_workers else None
-            tasks = [len(s) for s in few] if few else list(sizes.values())
-            whole[active] = _expected_makespan(tasks, lanes, experiment.privacy) / per_lane
+            shards = experiment.shards(epoch if active < experiment.num_workers else experiment.epochs)
+            tasks = [len(rows) / per_lane + rounds[epoch] * found.round_s for rows in shards.values()]
+            whole[active] = _expected_makespan(tasks, lanes, experiment.privacy)
         total += whole[active]
-    looks = -(-experiment.epochs // experiment.evaluate_every)
+    looks = last // experiment.evaluate_every
+    if last == experiment.epochs and last % experiment.evaluate_every:
+        looks += 1
     rows = looks * len(experiment.splits.validation) * experiment.num_groups
     return total + (rows / found.predicted_rows_per_s if found.predicted_rows_per_s else 0.0)
 
 
-def makespan(sizes: Sequence[int], lanes: int) -> float:
+def _lanes(found: Probe) -> int:
+    """In which single workers take turns; stacks of any size go at one speed."""
+    return 1 if found.candidate.backend == "vectorised" else found.candidate.lanes
+
+
+def makespan(sizes: Sequence[float], lanes: int) -> float:
     """When the last of these tasks is done, begun in order in whichever lane is free.
 
     >>> makespan([3, 3, 3], 2), makespan([3, 3, 3], 1)
-    (6, 9)
+    (6.0, 9.0)
     """
-    ends = [0] * max(1, min(lanes, len(sizes)))
+    ends = [0.0] * max(1, min(lanes, len(sizes)))
     for size in sizes:
         heapq.heapreplace(ends, ends[0] + size)
     return max(ends)
 
 
-def _expected_makespan(sizes: Sequence[int], lanes: int, privacy: Privacy) -> float:
+def _expected_makespan(sizes: Sequence[float], lanes: int, privacy: Privacy) -> float:
     """The makespan, or its mean over who takes part in a round where that is left to chance."""
     if not privacy.enabled or privacy.sample_rate == 1.0:
         return makespan(sizes, lanes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from statistics import mean, median
 from typing import Any
 
 import psutil
@@ -17,12 +19,16 @@ from hqde.data import SubsetExamples
 from hqde.errors import HqdeError, WorkerError
 from hqde.memory import freed_memory_kept
 from hqde.planning.candidates import Candidate
-from hqde.rounds import Experiment
+from hqde.rounds import Engine, Event, Experiment, RoundRecord
 from hqde.rounds.members import MemberPool
+from hqde.topology import RoundPlan
 from hqde.training import Order, count_batches, is_out_of_memory
+from hqde.weights import Weights
 
 WARM_UP_STEPS = 2
-MEASURED_S = 0.6
+TRIAL_S = 0.4
+MEASURED_S = 1.2
+LEAST_TRIALS = 3
 MOST_STEPS = 200
 PREDICTED_ROWS = 512
 STACKED_WORKERS = 16
@@ -34,14 +40,15 @@ class Probe:
 
     Attributes:
         candidate: whose; with the lanes and the stacks that there was memory for.
-        samples_per_s: worker-samples per second of training; ``None`` if it failed.
-        predicted_rows_per_s: rows through one member per second; ``None`` without validation rows.
+        samples_per_s: worker-samples per second of training steps; ``None`` if it failed.
+        predicted_rows_per_s: validation rows of one member per second; ``None`` without any.
         losses: of each probed worker's first steps, for comparison.
         start_s: seconds to build the workers.
         rss_bytes: memory that the process took meanwhile.
         state_bytes: of one worker's weights and what its optimizer keeps.
         problem: why it cannot be taken; empty if it can.
         note: what was changed for want of memory; empty if nothing was.
+        round_s: seconds that a worker's round takes beside its steps.
     """
 
     candidate: Candidate
@@ -53,6 +60,7 @@ class Probe:
     state_bytes: int = 0
     problem: str = ""
     note: str = ""
+    round_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -86,26 +94,25 @@ def probe(candidate: Candidate, experiment: Experiment) -> Probe:
         backend.start(specs, experiment.splits.train)
         start_s = time.perf_counter() - began
         orders = probe_orders(experiment, len(specs))
-        found, took = _trained(backend, orders, WARM_UP_STEPS)
-        steps = min(MOST_STEPS, max(3, math.ceil(MEASURED_S / max(took / WARM_UP_STEPS, 1e-4))))
+        found, _ = _trained(backend, orders, WARM_UP_STEPS)  # the first time loops are compiled
+        _, took = _trained(backend, orders, WARM_UP_STEPS)
+        steps = min(MOST_STEPS, max(3, math.ceil(TRIAL_S / max(took / WARM_UP_STEPS, 1e-4))))
         steps = min(steps, *(_steps_left(order, experiment) for order in orders))
-        rates = []
-        for _ in range(2):  # the faster of two: whatever else runs on the machine only slows down
-            again, took = _trained(backend, orders, steps)
-            rates.append(sum(update.num_samples for update in again) / took)
+        rate, round_s = _speed(backend, orders, steps)
         predicted = _predicted_rows_per_s(backend, experiment, len(specs))
         state = backend.worker_states()[0]
         weights = experiment.initial_weights(0).nbytes
         tried = _came_down_to(candidate, backend)
         return Probe(
             tried,
-            max(rates),
+            rate,
             predicted,
             tuple(update.loss for update in found),
             start_s,
             max(0, psutil.Process().memory_info().rss - before),
             weights + sum(tensor.nbytes for tensor in state.tensors.values()),
             note="" if tried == candidate else f"{candidate.name} ran out of memory; {tried.name} does not",
+            round_s=round_s / (len(specs) if stacks else 1),
         )
     except WorkerError as error:
         return Probe(candidate, None, problem=str(error))
@@ -114,6 +121,69 @@ def probe(candidate: Candidate, experiment: Experiment) -> Probe:
         return Probe(candidate, None, problem=f"{out_of_memory}{_line(error)}")
     finally:
         backend.close()
+
+
+class _Enough(Exception):
+    """So many epochs have been seen."""
+
+
+class _Epochs:
+    """Adds up the seconds of a run's first epochs, and ends it after them."""
+
+    def __init__(self, count: int) -> None:
+        self.seconds = [0.0] * count
+        self._last = 0
+
+    def on_start(self, plans: Sequence[RoundPlan], first_round: int) -> None:  # noqa: ARG002
+        self._last = max(plan.index for plan in plans if plan.epoch <= len(self.seconds))
+
+    def on_step(self, worker_id: int, done: int, total: int) -> None:
+        pass
+
+    def on_event(self, event: Event) -> None:
+        pass
+
+    def on_round(self, record: RoundRecord) -> None:
+        self.seconds[record.epoch - 1] += record.wall_s
+        if record.round == self._last:
+            raise _Enough
+
+
+def epoch_seconds(candidate: Candidate, experiment: Experiment, epochs: int) -> list[float]:
+    """Seconds that each of the first epochs of a run takes: steps, averages, looks at the validation rows.
+
+    Raises:
+        HqdeError: the run fails.
+    """
+    seen = _Epochs(epochs)
+    with suppress(_Enough):
+        Engine(candidate.apply(experiment), candidate.make_backend(), listener=seen).run()
+    return seen.seconds
+
+
+def _speed(backend: Backend, orders: Sequence[Order], steps: int) -> tuple[float, float]:
+    """Worker-samples per second of steps, and the seconds that a round of these orders takes beside them.
+
+    Short rounds and long ones take turns: what the long ones have more is steps alone. As in a run, each
+    begins where the one before ended.
+    """
+    lengths = (min(WARM_UP_STEPS, steps // 2), steps)
+    trials: dict[int, list[float]] = {length: [] for length in lengths if length}
+    samples = dict.fromkeys(trials, 0)
+    began = time.perf_counter()
+    while len(trials[steps]) < LEAST_TRIALS or time.perf_counter() - began < MEASURED_S:
+        for length, seconds in trials.items():
+            updates, took = _trained(backend, orders, length)
+            orders = [_next(order, update) for order, update in zip(orders, updates, strict=True)]
+            seconds.append(took)
+            samples[length] = sum(update.num_samples for update in updates)
+    times = {length: mean(seconds) for length, seconds in trials.items()}
+    short = min(times)
+    more, longer = samples[steps] - samples[short], times[steps] - times[short]
+    if longer <= 0:  # one step, or one too quick to tell
+        return samples[steps] / times[steps], 0.0
+    rate = more / longer
+    return rate, max(0.0, times[short] - samples[short] / rate)
 
 
 def _came_down_to(candidate: Candidate, backend: Backend) -> Candidate:
@@ -148,13 +218,21 @@ def probe_orders(experiment: Experiment, num_workers: int) -> list[Order]:
 def _trained(backend: Backend, orders: Sequence[Order], steps: int) -> tuple[list[Update], float]:
     """Updates of so many steps of each worker, by worker, and the seconds they took together."""
     began = time.perf_counter()
-    outcomes = list(backend.train([replace(order, num_batches=steps) for order in orders]))
+    told = [replace(order, num_batches=steps) for order in orders]
+    outcomes = list(backend.train(told, on_step=lambda *_: None))  # runs look at steps too
     took = time.perf_counter() - began
     for outcome in outcomes:
         if isinstance(outcome, Failure):
             raise WorkerError(outcome.reason, worker_id=outcome.worker_id)
     updates = [outcome for outcome in outcomes if isinstance(outcome, Update)]
     return sorted(updates, key=lambda update: update.worker_id), took
+
+
+def _next(order: Order, update: Update) -> Order:
+    """The order to go on where its update ended."""
+    assert isinstance(update.delta, torch.Tensor)  # only Ray's are elsewhere
+    reached = Weights(order.start.vector + update.delta, update.integers)
+    return replace(order, start=reached, fresh_optimizer=False)
 
 
 def _steps_left(order: Order, experiment: Experiment) -> int:
@@ -166,7 +244,7 @@ def _line(error: BaseException) -> str:
 
 
 def _predicted_rows_per_s(backend: Backend, experiment: Experiment, num_members: int) -> float | None:
-    """Rows through one member per second, where there are validation rows to look at."""
+    """Rows of one member per second, where there are validation rows to look at."""
     rows = experiment.splits.validation
     if not len(rows):
         return None
@@ -174,8 +252,10 @@ def _predicted_rows_per_s(backend: Backend, experiment: Experiment, num_members:
     num_members = min(num_members, experiment.num_groups)
     groups = tuple((group * experiment.group_size,) for group in range(num_members))  # their first workers
     weights = [experiment.initial_weights(group) for group in range(num_members)]
-    ensemble = MemberPool(experiment, {}).ensemble(groups, weights, {})
-    backend.predict_members(ensemble, rows)
-    began = time.perf_counter()
-    backend.predict_members(ensemble, rows)
-    return num_members * len(rows) / (time.perf_counter() - began)
+    pool = MemberPool(replace(experiment, splits=replace(experiment.splits, validation=rows)), {})
+    seconds = []
+    for _ in range(1 + LEAST_TRIALS):
+        began = time.perf_counter()
+        pool.validate(pool.ensemble(groups, weights, {}), backend, groups)
+        seconds.append(time.perf_counter() - began)
+    return num_members * len(rows) / median(seconds[1:])
