@@ -138,6 +138,61 @@ def test_layers_in_a_row_are_fused_in_either_order_and_share_their_parameters():
         assert model.state_dict()["1.running_mean"].data_ptr() == before["1.running_mean"].data_ptr()
 
 
+def convolved(*, after=nn.Identity):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), after(), *three())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_over_what_a_convolution_computed_are_the_same(dtype):
+    norm, images = some_norm(3), some_images((4, 3, 7, 6), dtype)
+    gradient = torch.randn(4, 3, 3, 3)
+    layers = [NormPoolReLU(copy.deepcopy(norm), own_inputs=own) for own in (False, True)]
+    kept, over = (trained_through(layer, images, gradient) for layer in layers)
+    assert all(map(torch.equal, kept, over))
+
+
+def trained_through(layer, images, gradient):
+    """The same as ``trained``, of inputs that somebody computed."""
+    leaf = images.clone().requires_grad_()
+    out = layer(leaf * 2)
+    out.backward(gradient.to(out.dtype))
+    return [out, leaf.grad, layer.weight.grad, layer.bias.grad]
+
+
+def test_inputs_are_written_over_where_a_convolution_computes_them_for_nobody_else():
+    [found] = norm_pools(nn.Sequential(nn.Conv2d(3, 4, 3), *three()))
+    assert found.own_inputs
+    [found] = norm_pools(convolved(after=nn.Sigmoid))  # keeps its outputs for its own gradient
+    assert not found.own_inputs
+    [found] = norm_pools(Shared())
+    assert not found.own_inputs
+    hooked_convolution = nn.Sequential(nn.Conv2d(3, 4, 3), *three())
+    hooked_convolution[0].register_forward_hook(lambda *_: None)
+    assert not any(found.own_inputs for found in norm_pools(hooked_convolution))
+
+
+def test_who_reads_inputs_that_were_written_over_is_told():
+    layer = NormPoolReLU(some_norm(3), own_inputs=True)
+    leaf = some_images((2, 3, 4, 4), torch.float32).requires_grad_()
+    inputs = leaf * 2
+    out = layer(inputs).sum() + inputs.square().sum()  # the square wants its inputs on the way back
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (out.backward(retain_graph=True), out.backward())
+
+
+class Shared(nn.Module):
+    """Gives what its convolution computes to others too."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.layers = nn.Conv2d(3, 4, 3), nn.Sequential(*three())
+
+    def forward(self, x):
+        x = self.convolution(x)
+        return self.layers(x).sum() + x.mean()
+
+
 class Tapped(nn.Module):
     """Looks at what the normalisation gives."""
 

@@ -62,8 +62,7 @@ class NormPoolReLU(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         running = self.running_mean.numpy(), self.running_var.numpy()
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
+        self.num_batches_tracked.add_(1)
         settings = running, self.eps, self.momentum, self.own_inputs
         out: Tensor = _Fused.apply(inputs, self.weight, self.bias, settings)
         return out
