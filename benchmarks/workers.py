@@ -3,7 +3,7 @@
     python benchmarks/workers.py [--data cifar10:DIR] [--workers 1 2 4 8 16 32 64] [--repeats 3]
                                  [--model cnn] [--precision bf16-mixed]
 
-FedAvg of n workers, 2 048 images each, one round or as many as make 16 384 images. Every run is a process of
+FedAvg of n workers, 2 048 images each, as many rounds as make 131 072 images. Every run is a process of
 its own; numbers of workers take turns. *Beside training* is the share of a round in aggregating, encoding,
 committing and checkpoints. *Memory* is the peak above what the process took before the run (imports, images,
 compiled code), over what must be there: for each worker weights, optimizer state, committed weights and the
@@ -34,7 +34,7 @@ from hqde.training.memory import step_bytes
 from planner import random_rows
 
 IMAGES = 2_048  # of each worker
-LEAST_SAMPLES = 16_384  # of a run
+LEAST_SAMPLES = 131_072  # of a run, so that its one look at the validation rows weighs the same in all
 BESIDE = ("aggregate", "encode", "commit", "checkpoint")
 
 
