@@ -28,7 +28,7 @@ Settings = tuple[tuple[Array, Array], float, float, bool]
 class NormPoolReLU(nn.BatchNorm2d):
     """``relu(max_pool2d(batch_norm(x), 2))`` with the parameters and buffers of a ``BatchNorm2d``.
 
-    In training on a CPU it takes a third of the time: scaling and ReLU are monotone, so the largest of each
+    In training on a CPU it takes a fifth of the time: scaling and ReLU are monotone, so the largest of each
     window can be found first, and only that is normalised. The same but for rounding. Where it does not apply
     (evaluation, other types than float32 and bfloat16, another layout than channels-last, more than 4 torch
     threads) PyTorch's own operations do it.
