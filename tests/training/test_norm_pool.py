@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import prune
 
+from hqde.backends import torch_threads
 from hqde.models import model_spec
 from hqde.training.norm_pool import NormPoolReLU, fuse_norm_pools, norm_pools
 
@@ -65,6 +66,21 @@ def test_it_is_what_float64_gives(dtype, tolerance, shape):
     assert layer.num_batches_tracked == 1
     for one, other in zip(found, exact, strict=True):
         assert error(one, other) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 16, 24, 24), (1, 5, 7, 9)])
+def test_bits_do_not_depend_on_threads(dtype, shape):
+    torch.manual_seed(1)
+    norm, images = some_norm(shape[1]), some_images(shape, dtype)
+    gradient = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2)
+    found = []
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
+            found.append(trained(NormPoolReLU(copy.deepcopy(norm)), images, gradient))
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_a_first_pixel_far_out_costs_no_accuracy():

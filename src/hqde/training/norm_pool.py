@@ -16,8 +16,9 @@ from torch.autograd.graph import increment_version
 from torch.nn import functional
 
 from hqde.models import called_once, flows_alike, halves
+from hqde.team import has_team
 
-# With more torch threads than this PyTorch's own operations, which use them all, are as fast.
+# Where our loops cannot have PyTorch's threads, its own operations are as fast with more than so many.
 MOST_THREADS = 4
 
 Array = npt.NDArray[Any]
@@ -31,7 +32,7 @@ class NormPoolReLU(nn.BatchNorm2d):
     In training on a CPU it takes a fifth of the time: scaling and ReLU are monotone, so the largest of each
     window can be found first, and only that is normalised. The same but for rounding. Where it does not apply
     (evaluation, other types than float32 and bfloat16, another layout than channels-last, more than 4 torch
-    threads) PyTorch's own operations do it.
+    threads on systems where loops of ours cannot run on them) PyTorch's own operations do it.
 
     Args:
         norm: its parameters and buffers are shared.
@@ -169,7 +170,7 @@ def _applies(inputs: Tensor) -> bool:
         and min(inputs.shape) > 0
         and min(inputs.shape[2:]) > 1
         and inputs.is_contiguous(memory_format=torch.channels_last)
-        and torch.get_num_threads() <= MOST_THREADS
+        and (has_team() or torch.get_num_threads() <= MOST_THREADS)
     )
 
 
@@ -196,6 +197,7 @@ class _Fused(torch.autograd.Function):
         from hqde.training import norm_pool_kernels as kernels
 
         inputs, weight, bias = ctx.saved_tensors
+        numbers, chosen, reached = ctx.kept
         if ctx.own_inputs:
             increment_version(inputs)  # whoever reads it after all is told
             found = inputs.detach()
@@ -205,7 +207,7 @@ class _Fused(torch.autograd.Function):
         to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
         towards = to_weight.numpy(), to_bias.numpy()
         gradients = _array(gradient.contiguous(memory_format=torch.channels_last))
-        kernels.sent_back(_array(found), learnt, *ctx.kept, gradients, towards)
+        kernels.sent_back(_array(found), learnt, numbers, chosen, reached, gradients, towards)
         return found, to_weight, to_bias, None
 
 

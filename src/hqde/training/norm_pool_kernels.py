@@ -1,8 +1,9 @@
-"""Loops over images in NHWC order, compiled by numba: each reads an image once.
+"""Loops over images in NHWC order, compiled by numba, side by side on PyTorch's threads.
 
 Images are float32, or bfloat16 as the uint16 of their bits. Channels are the innermost loop, so that the
 compiler computes many of them at once; sums go over rows in order and are never reordered, so that results
-repeat. Floating-point rules are those of IEEE 754 but for fused products and sums.
+repeat, and do not depend on the number of threads. Floating-point rules are those of IEEE 754 but for fused
+products and sums.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numba import types
 from numba.extending import overload
 
 from hqde.compiling import compiled
+from hqde.team import over_slices
 
 ROWS_AT_ONCE = 512  # summed in float32 before they join the total in float64
 
@@ -55,7 +57,6 @@ def _stored_like(value: Any, like: Any) -> Any:  # noqa: ARG001
     return rounded if isinstance(like, types.Integer) else same
 
 
-@compiled()
 def normalised(
     images: Any,
     learnt: Any,
@@ -82,26 +83,23 @@ def normalised(
         reached: stored as the images are, the number that stands there, so that the way back need not read
             the images for it.
     """
-    number_of, height, width, channels = images.shape
-    count = number_of * height * width
-    rows = images.reshape(count, channels)
+    channels = images.shape[-1]
+    rows = images.reshape(-1, channels)
     origin = _medians(rows)
-    sums, squares = np.zeros(channels), np.zeros(channels)
-    _moments(rows, origin, sums, squares)
-    scale, shift = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    for c in range(channels):
-        away = sums[c] / count
-        mean, variance = away + origin[c], squares[c] / count - away * away
-        variance = 0.0 if variance < 0.0 else variance  # a NaN stays
-        rate = 1.0 / np.sqrt(variance + eps)
-        numbers[0, c], numbers[1, c] = mean, rate
-        scale[c], shift[c] = learnt[0][c] * rate, learnt[1][c] - mean * learnt[0][c] * rate
-        running[0][c] += momentum * (mean - running[0][c])
-        running[1][c] += momentum * (variance * count / (count - 1) - running[1][c])
-    _pooled(images, scale, shift, out, chosen, reached)
+    parts = np.empty((-(-len(rows) // ROWS_AT_ONCE), 2, channels), np.float32)
+
+    def sum_up(blocks: slice) -> None:
+        some = rows[blocks.start * ROWS_AT_ONCE : blocks.stop * ROWS_AT_ONCE]
+        _moments(some, origin, parts[blocks])
+
+    over_slices(len(parts), sum_up)
+    transform = np.empty((2, channels), np.float32)
+    _standardise(len(rows), origin, parts, learnt, running, eps, momentum, numbers, transform)
+    over_slices(
+        len(images), lambda some: _pooled(images[some], transform, out[some], chosen[some], reached[some])
+    )
 
 
-@compiled()
 def sent_back(
     images: Any, learnt: Any, numbers: Any, chosen: Any, reached: Any, gradients: Any, towards: Any
 ) -> None:
@@ -113,20 +111,64 @@ def sent_back(
         gradients: of what it gave.
         towards: scale and shift ``(c,)``, get their gradients.
     """
-    number_of, height, width, channels = images.shape
-    count = number_of * height * width
-    sums, products = np.zeros(channels), np.zeros(channels)
-    _pulls(chosen, reached, gradients, sums, products)
-    scale = np.empty(channels, np.float32)
-    slope, constant = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    for c in range(channels):
+    count, height, width, channels = images.shape
+    parts = np.empty((count, 2, channels), np.float32)
+    over_slices(count, lambda some: _pulls(chosen[some], reached[some], gradients[some], parts[some]))
+    transform = np.empty((3, channels), np.float32)
+    _differentiate(count * height * width, parts, learnt, numbers, towards, transform)
+    over_slices(count, lambda some: _pushed_back(images[some], chosen[some], gradients[some], transform))
+
+
+@compiled()
+def _total(parts: Any) -> Any:
+    """The sums ``(2, c)``, float64, of parts ``(n, 2, c)``, in their order."""
+    found = np.zeros(parts.shape[1:])
+    for part in parts:
+        for i in range(len(found)):
+            for c in range(found.shape[1]):
+                found[i, c] += np.float64(part[i, c])
+    return found
+
+
+@compiled()
+def _standardise(
+    count: int,
+    origin: Any,
+    parts: Any,
+    learnt: Any,
+    running: Any,
+    eps: float,
+    momentum: float,
+    numbers: Any,
+    transform: Any,
+) -> None:
+    """From what ``_moments`` gave of ``count`` rows: statistics, and scale and shift ``(2, c)`` of rows."""
+    sums, squares = _total(parts)
+    scale, shift = transform[0], transform[1]
+    for c in range(len(sums)):
+        away = sums[c] / count
+        mean, variance = away + origin[c], squares[c] / count - away * away
+        variance = 0.0 if variance < 0.0 else variance  # a NaN stays
+        rate = 1.0 / np.sqrt(variance + eps)
+        numbers[0, c], numbers[1, c] = mean, rate
+        scale[c], shift[c] = learnt[0][c] * rate, learnt[1][c] - mean * learnt[0][c] * rate
+        running[0][c] += momentum * (mean - running[0][c])
+        running[1][c] += momentum * (variance * count / (count - 1) - running[1][c])
+
+
+@compiled()
+def _differentiate(count: int, parts: Any, learnt: Any, numbers: Any, towards: Any, transform: Any) -> None:
+    """From what ``_pulls`` gave: gradients of scale and shift, and for those of ``count`` rows ``(3, c)``
+    the scale of what comes back, a constant, and the slope along the row."""
+    sums, products = _total(parts)
+    scale, constant, slope = transform[0], transform[1], transform[2]
+    for c in range(len(sums)):
         mean, rate = numbers[0, c], numbers[1, c]
         standard = (products[c] - mean * sums[c]) * rate  # Σ gradient · normalised input
         towards[0][c], towards[1][c] = standard, sums[c]
         scale[c] = learnt[0][c] * rate
         steepness = -scale[c] * rate * standard / count
         slope[c], constant[c] = steepness, -scale[c] * sums[c] / count - steepness * mean
-    _pushed_back(images, chosen, gradients, scale, constant, slope)
 
 
 @compiled()
@@ -154,27 +196,28 @@ def _medians(rows: Any) -> Any:
 
 
 @compiled()
-def _moments(rows: Any, origin: Any, sums: Any, squares: Any) -> None:
-    """Sums ``(c,)`` float64 of numbers minus ``origin (c,)``, and of their squares, over rows ``(n, c)``."""
+def _moments(rows: Any, origin: Any, parts: Any) -> None:
+    """Sums of numbers minus ``origin (c,)``, and of their squares, over ``ROWS_AT_ONCE`` of the rows
+    ``(n, c)`` for each of the parts ``(⌈n / ROWS_AT_ONCE⌉, 2, c)``."""
     count, channels = rows.shape
-    part, part_of_squares = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
-    for begin in range(0, count, ROWS_AT_ONCE):
-        part[:] = 0.0
-        part_of_squares[:] = 0.0
+    sums, squares = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+    for block in range(len(parts)):
+        sums[:] = 0.0
+        squares[:] = 0.0
+        begin = block * ROWS_AT_ONCE
         for row in range(begin, min(begin + ROWS_AT_ONCE, count)):
             for c in range(channels):
                 value = number(rows[row, c]) - origin[c]
-                part[c] += value
-                part_of_squares[c] += value * value
-        for c in range(channels):
-            sums[c] += np.float64(part[c])
-            squares[c] += np.float64(part_of_squares[c])
+                sums[c] += value
+                squares[c] += value * value
+        parts[block, 0], parts[block, 1] = sums, squares
 
 
 @compiled()
-def _pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached: Any) -> None:
-    """``relu(max over 2 × 2 of (scale · x + shift))``; arguments as for ``normalised``."""
+def _pooled(images: Any, transform: Any, out: Any, chosen: Any, reached: Any) -> None:
+    """``relu(max over 2 × 2 of (scale · x + shift))``; other arguments as for ``normalised``."""
     count, height, width, channels = out.shape
+    scale, shift = transform[0], transform[1]
     zero = np.float32(0.0)
     for n in range(count):
         for h in range(height):
@@ -201,30 +244,29 @@ def _pooled(images: Any, scale: Any, shift: Any, out: Any, chosen: Any, reached:
 
 
 @compiled()
-def _pulls(chosen: Any, reached: Any, gradients: Any, sums: Any, products: Any) -> None:
-    """Sums ``(c,)`` float64 of the gradients that pass the ReLU, and of these times what they reach."""
+def _pulls(chosen: Any, reached: Any, gradients: Any, parts: Any) -> None:
+    """Sums ``(n, 2, c)`` of each image's gradients that pass the ReLU, and of these times what they reach."""
     count, height, width, channels = chosen.shape
-    part, part_of_products = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
+    sums, products = np.zeros(channels, np.float32), np.zeros(channels, np.float32)
     zero = np.float32(0.0)
     for n in range(count):
-        part[:] = 0.0
-        part_of_products[:] = 0.0
+        sums[:] = 0.0
+        products[:] = 0.0
         for h in range(height):
             for w in range(width):
                 for c in range(channels):
                     passes = number(gradients[n, h, w, c])
                     passes = zero if chosen[n, h, w, c] == 4 else passes
-                    part[c] += passes
-                    part_of_products[c] += passes * number(reached[n, h, w, c])
-        for c in range(channels):
-            sums[c] += np.float64(part[c])
-            products[c] += np.float64(part_of_products[c])
+                    sums[c] += passes
+                    products[c] += passes * number(reached[n, h, w, c])
+        parts[n, 0], parts[n, 1] = sums, products
 
 
 @compiled()
-def _pushed_back(images: Any, chosen: Any, gradients: Any, scale: Any, constant: Any, slope: Any) -> None:
+def _pushed_back(images: Any, chosen: Any, gradients: Any, transform: Any) -> None:
     """Put ``constant + slope · x``, and what comes back to the largest of each 2 × 2, in place of each x."""
     count, height, width, channels = chosen.shape
+    scale, constant, slope = transform[0], transform[1], transform[2]
     zero = np.float32(0.0)
     for n in range(count):
         for h in range(height):
